@@ -1,0 +1,103 @@
+"""The ``emocaliber`` command: finds the subcommand, imports its layer on demand, turns errors into messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import ModuleType
+
+from .errors import DependencyError, EmoCaliberError
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand and the module that implements it.
+
+    The module offers ``configure(parser)``, which adds its arguments, and ``run(arguments) -> int``, the exit status.
+    It is imported only when its command was asked for, so ``emocaliber predict`` never loads a training library.
+    """
+
+    module: str
+    extra: str | None
+    help: str
+
+
+COMMANDS = {
+    "predict": Command("emocaliber.runtime.commands.predict", None, "the emotion distribution of images"),
+    "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for a folder or a samples file"),
+    "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle and check its files"),
+    "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
+    "evaluate": Command("emocaliber.evaluate.commands", "evaluate", "accuracy and calibration of predictions"),
+    "data": Command("emocaliber.train.commands.data", "train", "import and check samples"),
+    "train": Command("emocaliber.train.commands.train", "train", "the teacher's stages: reason, verbalize, calibrate"),
+    "distill": Command("emocaliber.distill.commands", "train", "from the teacher to a small student"),
+    "export": Command("emocaliber.export.commands", "export", "ONNX graphs, their proof, and the bundle"),
+    "quickstart": Command("emocaliber.recipes.commands", "train,export", "the whole pipeline, small, on a CPU"),
+}
+
+
+def build_parser(selected: str | None) -> argparse.ArgumentParser:
+    """Returns the parser with the selected subcommand's arguments, and a line of help for every other.
+
+    Raises:
+        DependencyError: If the selected command's optional packages are not installed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="emocaliber", description="The emotion an image evokes, as a calibrated probability distribution."
+    )
+    parser.add_argument("--version", action="version", version=f"emocaliber {version('emocaliber')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help[0].upper() + command.help[1:])
+        if name == selected:
+            module = _load(name, command)
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _load(name: str, command: Command) -> ModuleType:
+    try:
+        return importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        if command.extra is None or error.name is None or error.name.startswith("emocaliber"):
+            raise
+        raise DependencyError(
+            f"'emocaliber {name}' needs {error.name}, which is not installed; "
+            f"run: pip install 'emocaliber[{command.extra}]'"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 failed with a message, 2 wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    selected = next((word for word in words if not word.startswith("-")), None)
+    try:
+        arguments = build_parser(selected if selected in COMMANDS else None).parse_args(words)
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except EmoCaliberError as error:
+        print(f"emocaliber: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output has gone: nothing is left to say, and nobody to say it to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_ERROR
+        print(f"emocaliber: error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("emocaliber: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
