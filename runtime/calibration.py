@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .errors import ArtifactError, ConfigError, InputError
 from .files import atomic_write
 from .grammar import Mode
 from .records import from_mapping, to_mapping
+from .strict_json import parse_json
 
 CALIBRATION_SCHEMA = 1
 """Schema version of ``calibration.json``."""
@@ -255,16 +256,15 @@ def read_calibrators(path: Path) -> tuple[Calibrator, ...]:
         ArtifactError: If it cannot be read, is of another schema version, or holds anything unexpected or not finite.
     """
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
-        return from_mapping(CalibrationFile, mapping, path.name).calibrators
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        return from_mapping(CalibrationFile, parse_json(text, path.name), path.name).calibrators
     except ConfigError as error:
         raise ArtifactError(str(error)) from error
-    except ArtifactError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is not valid JSON: {error}") from error
 
 
 def write_calibrators(calibrators: Iterable[Calibrator], path: Path) -> None:
@@ -275,15 +275,6 @@ def write_calibrators(calibrators: Iterable[Calibrator], path: Path) -> None:
     """
     record = CalibrationFile(schema_version=CALIBRATION_SCHEMA, calibrators=tuple(calibrators))
     atomic_write(path, json.dumps(to_mapping(record), indent=1, allow_nan=False) + "\n")
-
-
-def refuse_constant(name: str) -> Any:
-    """Refuses ``NaN`` and ``Infinity``, which Python's JSON reader would let in.
-
-    Raises:
-        ArtifactError: Always.
-    """
-    raise ArtifactError(f"JSON holds {name}; numbers must be finite")
 
 
 def _logit(probabilities: Floats) -> Floats:

@@ -1,0 +1,189 @@
+"""Opening bundles: a folder or ``.tar`` with a manifest, graphs, tokenizer and calibrators, all checked by hash."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from .archive import unpack
+from .calibration import Calibrator, read_calibrators
+from .errors import ArtifactError, InputError
+from .files import sha256_of
+from .grammar import Mode
+from .manifest import (
+    BUNDLE_SCHEMA,
+    CALIBRATION_NAME,
+    MANIFEST_NAME,
+    MODEL_CARD_NAME,
+    TOKENIZER_NAME,
+    DecoderShape,
+    FileRecord,
+    GraphFiles,
+    ImageBlock,
+    Manifest,
+    Prompts,
+    parse_manifest,
+)
+
+__all__ = [
+    "BUNDLE_SCHEMA",
+    "Bundle",
+    "CALIBRATION_NAME",
+    "DecoderShape",
+    "EMBEDDED_BUNDLE",
+    "FileRecord",
+    "GraphFiles",
+    "ImageBlock",
+    "MANIFEST_NAME",
+    "MODEL_CARD_NAME",
+    "Manifest",
+    "Prompts",
+    "TOKENIZER_NAME",
+    "parse_manifest",
+]
+
+EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "default"
+"""Where the bundle that ships in the package stands."""
+
+MAX_MANIFEST_BYTES = 4 << 20
+
+
+class Bundle:
+    """One opened bundle. Close it, or use it as a context manager, to remove what a ``.tar`` was unpacked to."""
+
+    def __init__(self, folder: Path, manifest: Manifest, calibrators: tuple[Calibrator, ...]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.calibrators = calibrators
+        self._cleanup: weakref.finalize[..., Bundle] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path | None = None, *, verify: bool = True) -> Bundle:
+        """Returns the bundle in a folder or a ``.tar``, or the embedded one for None.
+
+        Args:
+            path: Where it is.
+            verify: Whether to compare the SHA-256 of every file, which reads them once; sizes are always compared.
+
+        Raises:
+            InputError: If the path is of a kind that is not supported.
+            ArtifactError: If the bundle is missing, corrupt, or of another schema version; every fault is named.
+        """
+        if path is None and not (EMBEDDED_BUNDLE / MANIFEST_NAME).is_file():
+            raise ArtifactError("this installation has no embedded bundle; give the path of one")
+        if isinstance(path, str) and "://" in path:
+            raise InputError(f"bundle {path!r} is an address; a folder or a .tar file on this machine is supported")
+        place = EMBEDDED_BUNDLE if path is None else Path(path)
+        if place.is_dir():
+            return cls._open_folder(place, verify=verify)
+        if not place.exists():
+            raise ArtifactError(f"bundle {place} does not exist")
+        if place.suffix != ".tar":
+            raise ArtifactError(f"bundle {place} is neither a folder nor a .tar file")
+        return cls._open_archive(place, verify=verify)
+
+    @classmethod
+    def _open_archive(cls, archive: Path, *, verify: bool) -> Bundle:
+        folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
+        try:
+            unpack(archive, folder)
+            entries = list(folder.iterdir())
+            inner = entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+            bundle = cls._open_folder(inner, verify=verify)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        bundle._cleanup = weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)
+        return bundle
+
+    @classmethod
+    def _open_folder(cls, folder: Path, *, verify: bool) -> Bundle:
+        manifest = parse_manifest(_read_manifest(folder), f"{folder / MANIFEST_NAME}")
+        faults = [
+            fault
+            for name, record in manifest.files.items()
+            if (fault := _file_fault(folder, name, record, verify=verify))
+        ]
+        if faults:
+            raise ArtifactError(f"bundle {folder}: " + "; ".join(faults))
+        calibrators = read_calibrators(folder / CALIBRATION_NAME)
+        for calibrator in calibrators:
+            _check_calibrator(calibrator, manifest)
+        return cls(folder, manifest, calibrators)
+
+    def path(self, name: str) -> Path:
+        """Returns where a listed file stands.
+
+        Raises:
+            ArtifactError: If the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise ArtifactError(f"bundle {self.manifest.name} lists no file {name!r}")
+        return self.folder.joinpath(*PurePosixPath(name).parts)
+
+    def calibrator(self, taxonomy: str, mode: Mode, precision: str) -> Calibrator | None:
+        """Returns the calibrator fitted for exactly this taxonomy, mode and precision, or None."""
+        for calibrator in self.calibrators:
+            if (calibrator.taxonomy, calibrator.mode, calibrator.precision) == (taxonomy, mode, precision):
+                return calibrator
+        return None
+
+    def close(self) -> None:
+        """Removes the files a ``.tar`` was unpacked to; a folder stays as it is."""
+        if self._cleanup is not None:
+            self._cleanup()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_manifest(folder: Path) -> str:
+    path = folder / MANIFEST_NAME
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a symbolic link; a bundle holds plain files")
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"{folder} is no bundle: cannot read {MANIFEST_NAME}: {error.strerror}") from error
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _file_fault(folder: Path, name: str, record: FileRecord, *, verify: bool) -> str | None:
+    """Returns what is wrong with a listed file, or None."""
+    parts = PurePosixPath(name).parts
+    if any(folder.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts))):
+        return f"{name} is a symbolic link; a bundle holds plain files"
+    path = folder.joinpath(*parts)
+    if not path.is_file():
+        return f"{name} is missing"
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != record.size_bytes:
+            return f"{name} has {size_bytes} bytes, expected {record.size_bytes}"
+        if verify and sha256_of(path) != record.sha256:
+            return f"{name} does not match its SHA-256; it was changed or damaged"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def _check_calibrator(calibrator: Calibrator, manifest: Manifest) -> None:
+    where = f"{CALIBRATION_NAME}: calibrator for {calibrator.taxonomy} ({calibrator.mode}, {calibrator.precision})"
+    if manifest.taxonomies.get(calibrator.taxonomy) != calibrator.labels:
+        raise ArtifactError(f"{where}: its labels are not those of the bundle's taxonomy of that name")
+    if calibrator.precision not in manifest.precisions:
+        raise ArtifactError(f"{where}: the bundle has no such precision ({', '.join(manifest.precisions)})")
