@@ -1,0 +1,31 @@
+"""The procedural scenes, through the same door as every other set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emocaliber.runtime.errors import InputError
+from emocaliber.train.scenes import DEFAULT_SPLITS, write_scenes
+
+from .base import ImportOptions
+
+
+def import_scenes(source: str, folder: Path, options: ImportOptions, progress: Callable[[int, int], None]) -> Path:
+    """Returns the samples file of ``source`` scenes written to ``folder``.
+
+    Raises:
+        InputError: If ``source`` is not a whole number of at least 1, or a taxonomy has no posterior here.
+        ConfigError: If an option makes no sense.
+    """
+    if not source.isascii() or not source.isdigit() or int(source) < 1:
+        raise InputError(f"SRC of scenes is {source!r}, expected how many to draw, such as 4000")
+    return write_scenes(
+        folder,
+        int(source),
+        options.seed,
+        splits=DEFAULT_SPLITS if options.splits is None else options.splits,
+        size=96 if options.size is None else options.size,
+        taxonomies=("emotion6-7",) if options.taxonomies is None else options.taxonomies,
+        progress=progress,
+    )
