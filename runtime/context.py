@@ -1,0 +1,136 @@
+"""What a decoder has read so far, and how to read on: linearly, or along the branches of a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine import Engine, Floats32, KeyValues
+from .manifest import DecoderShape
+from .tree import LabelTree
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Context:
+    """Cached keys and values of B sequences of equal stored length L, some of whose columns are hidden.
+
+    Hidden columns are what lets sequences of different lengths, and the other branches of a tree, share one batch.
+    """
+
+    past: KeyValues
+    """Keys and values, each (B, kv_heads, L, head_dim)."""
+    visible: Bools
+    """(B, L), True where the token belongs to the sequence."""
+    positions: Ints
+    """(B,) position of the next token: the number of visible columns."""
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self.positions)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(part.nbytes for part in self.past)
+
+    def repeated(self, batch: int) -> Context:
+        """Returns the one sequence of this context ``batch`` times."""
+        return Context(
+            past=tuple(np.repeat(part, batch, axis=0) for part in self.past),
+            visible=np.repeat(self.visible, batch, axis=0),
+            positions=np.repeat(self.positions, batch, axis=0),
+        )
+
+    def along(self, tree: LabelTree, choices: Sequence[int]) -> Context:
+        """Returns the context in which each sequence has taken one path of the tree that was just read.
+
+        Args:
+            tree: The tree whose nodes are the last columns of this context.
+            choices: (B,) index of the path each sequence takes.
+        """
+        visible = self.visible.copy()
+        start = visible.shape[1] - len(tree)
+        for row, choice in enumerate(choices):
+            visible[row, [start + node for node in tree.paths[choice]]] = True
+        lengths = np.array([len(tree.paths[choice]) for choice in choices], dtype=np.int64)
+        return Context(past=self.past, visible=visible, positions=self.positions + lengths)
+
+
+def empty_context(shape: DecoderShape) -> Context:
+    """Returns the context of one sequence that has read nothing."""
+    part = np.zeros((1, shape.num_kv_heads, 0, shape.head_dim), dtype=np.float32)
+    return Context(
+        past=(part,) * (2 * shape.num_layers),
+        visible=np.zeros((1, 0), dtype=np.bool_),
+        positions=np.zeros(1, dtype=np.int64),
+    )
+
+
+def read(
+    engine: Engine,
+    context: Context,
+    embeds: Floats32,
+    rows: Sequence[int],
+    *,
+    tree: LabelTree | None = None,
+    active: Bools | None = None,
+) -> tuple[Floats32, Context]:
+    """Returns (B, R, vocab) logits of the wanted rows, and the context with the new tokens in it.
+
+    Tokens of a tree stay hidden in the new context; `Context.along` shows one path of them.
+
+    Args:
+        engine: Runs the decoder.
+        context: What was read so far.
+        embeds: (B, S, hidden) new tokens: first the linear ones, then the nodes of ``tree``.
+        rows: New tokens whose logits are wanted.
+        tree: The tree whose nodes come last.
+        active: (B,) False where a sequence has ended: its new token is padding and stays hidden.
+    """
+    batch, length = embeds.shape[:2]
+    nodes = 0 if tree is None else len(tree)
+    linear = length - nodes
+    among = np.tril(np.ones((length, length), dtype=np.bool_))
+    offsets = np.arange(length, dtype=np.int64)
+    if tree is not None:
+        among[linear:, linear:] = tree.mask()
+        offsets[linear:] = linear + tree.depths
+    mask = np.concatenate(
+        [
+            np.broadcast_to(context.visible[:, None, None, :], (batch, 1, length, context.visible.shape[1])),
+            np.broadcast_to(among, (batch, 1, length, length)),
+        ],
+        axis=-1,
+    )
+    positions = context.positions[:, None] + offsets
+    logits, past = engine.decode(
+        np.ascontiguousarray(embeds), mask, positions, np.asarray(rows, dtype=np.int64), context.past
+    )
+    taken = np.ones(batch, dtype=np.bool_) if active is None else active
+    shown = np.concatenate([np.ones(linear, dtype=np.bool_), np.zeros(nodes, dtype=np.bool_)])
+    visible = np.concatenate([context.visible, taken[:, None] & shown], axis=1)
+    return logits, Context(past=past, visible=visible, positions=context.positions + linear * taken)
+
+
+def read_tree(
+    engine: Engine, context: Context, embeds: Floats32, tree: LabelTree
+) -> tuple[NDArray[np.float64], Context]:
+    """Returns (B, K) float64 log-likelihoods of the tree's paths, and the context to go on from with `Context.along`.
+
+    Args:
+        engine: Runs the decoder.
+        context: What was read so far.
+        embeds: (B, S, hidden): at least one linear token, then the tree's nodes.
+        tree: The tree.
+    """
+    root = embeds.shape[1] - len(tree) - 1
+    rows = [root, *(root + 1 + int(node) for node in tree.inner)]
+    logits, after = read(engine, context, embeds, rows, tree=tree)
+    return tree.scores(logits), after

@@ -1,0 +1,207 @@
+"""Engines: what runs the three graphs. The rest of the runtime sees only the `Engine` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from .errors import ArtifactError, BackendError, InputError
+from .manifest import DecoderShape
+
+EngineName = Literal["auto", "cpu", "cuda", "tensorrt"]
+ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "cuda", "tensorrt")
+
+Floats32 = NDArray[np.float32]
+KeyValues = tuple[Floats32, ...]
+"""Keys and values by layer: key 0, value 0, key 1, …; each (B, kv_heads, P, head_dim)."""
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_REMEDIES = {
+    "cuda": "pip uninstall onnxruntime && pip install onnxruntime-gpu, with a CUDA driver and cuDNN it accepts",
+    "tensorrt": "install an onnxruntime-gpu built with TensorRT, and TensorRT itself",
+}
+_QUIET = 4
+"""ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
+
+
+class Engine(Protocol):
+    """The three graphs as functions of arrays."""
+
+    name: str
+    """What runs them, such as ``onnxruntime-cpu``."""
+
+    def encode_images(self, pixel_values: Floats32) -> Floats32:
+        """Returns (N, count, hidden) image features for (N, 3, T, T) pixels."""
+
+    def embed(self, ids: NDArray[np.int64]) -> Floats32:
+        """Returns (B, S, hidden) embeddings for (B, S) token ids."""
+
+    def decode(
+        self,
+        embeds: Floats32,
+        mask: NDArray[np.bool_],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        past: KeyValues,
+    ) -> tuple[Floats32, KeyValues]:
+        """Returns (B, R, vocab) logits of the wanted rows, and the keys and values of past and new tokens.
+
+        Args:
+            embeds: (B, S, hidden), the new tokens.
+            mask: (B, 1, S, P + S), True where a new token attends; columns are the past, then the new tokens.
+            positions: (B, S) position of each new token.
+            rows: (R,) the new tokens whose logits are wanted.
+            past: Keys and values of the P tokens before; P may be 0.
+        """
+
+
+class OnnxEngine:
+    """The graphs in ONNX Runtime."""
+
+    def __init__(
+        self,
+        *,
+        vision_encoder: Path,
+        embed_tokens: Path,
+        decoder: Path,
+        shape: DecoderShape,
+        engine: EngineName = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Loads the graphs.
+
+        Args:
+            vision_encoder: Graph file.
+            embed_tokens: Graph file.
+            decoder: Graph file.
+            shape: Sizes of the decoder.
+            engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
+                the CPU.
+            threads: Threads an operator may use; None lets ONNX Runtime choose.
+
+        Raises:
+            InputError: If the engine is unknown or `threads` is not positive.
+            BackendError: If the named engine does not come up, or a graph cannot be loaded.
+            ArtifactError: If a graph has other inputs than the bundle format says.
+        """
+        if engine not in ENGINES:
+            raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, expected at least 1")
+        chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
+        self.name = f"onnxruntime-{chosen}"
+        self._past_names = [
+            f"past_key_values.{layer}.{part}" for layer in range(shape.num_layers) for part in ("key", "value")
+        ]
+        present_names = [name.replace("past_key_values", "present") for name in self._past_names]
+        self._decoder_outputs = ["logits", *present_names]
+        self._vision = _session(vision_encoder, chosen, threads)
+        self._embed = _session(embed_tokens, "cpu", 1)
+        self._decoder = _session(decoder, chosen, threads)
+        _check_ports(self._vision, vision_encoder, ["pixel_values"], ["image_features"])
+        _check_ports(self._embed, embed_tokens, ["input_ids"], ["inputs_embeds"])
+        inputs = ["inputs_embeds", "attention_mask", "position_ids", "logit_rows", *self._past_names]
+        _check_ports(self._decoder, decoder, inputs, self._decoder_outputs)
+
+    def encode_images(self, pixel_values: Floats32) -> Floats32:
+        """Returns (N, count, hidden) image features; see `Engine`."""
+        return _run(self._vision, ["image_features"], {"pixel_values": pixel_values})[0]
+
+    def embed(self, ids: NDArray[np.int64]) -> Floats32:
+        """Returns (B, S, hidden) embeddings; see `Engine`."""
+        return _run(self._embed, ["inputs_embeds"], {"input_ids": ids})[0]
+
+    def decode(
+        self,
+        embeds: Floats32,
+        mask: NDArray[np.bool_],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        past: KeyValues,
+    ) -> tuple[Floats32, KeyValues]:
+        """Returns logits of the wanted rows, and keys and values; see `Engine`."""
+        feed = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, "logit_rows": rows}
+        feed.update(zip(self._past_names, past, strict=True))
+        logits, *present = _run(self._decoder, self._decoder_outputs, feed)
+        return logits, tuple(present)
+
+
+def available_engines() -> tuple[str, ...]:
+    """Returns the engines this ONNX Runtime was built with; one of them may still not come up."""
+    built = onnxruntime.get_available_providers()
+    return tuple(name for name, provider in _PROVIDERS.items() if provider in built)
+
+
+def _choose(engine: EngineName, probe: Path) -> str:
+    """Returns the provider to use: the named one, proven to come up on the probe graph, or for ``auto`` the best."""
+    wanted = "cuda" if engine == "auto" else engine
+    if wanted in available_engines() and _comes_up(wanted, probe):
+        return wanted
+    if engine == "auto":
+        return "cpu"
+    raise BackendError(
+        f"engine {engine!r} did not come up: {_installed()} offers {', '.join(available_engines())}; "
+        f"to get it: {_REMEDIES[wanted]}; or use --engine cpu"
+    )
+
+
+def _comes_up(engine: str, probe: Path) -> bool:
+    """Returns whether a session on the graph really runs on this engine: ONNX Runtime falls back without a word."""
+    try:
+        return _PROVIDERS[engine] in _session(probe, engine, None).get_providers()
+    except BackendError:
+        return False
+
+
+def _installed() -> str:
+    wanted = ("onnxruntime", "onnxruntime-gpu")
+    found = sorted({dist.name for name in wanted for dist in distributions(name=name)})
+    return " and ".join(found or wanted[:1]) + f" {onnxruntime.__version__}"
+
+
+def _session(path: Path, engine: str, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    providers = [_PROVIDERS["cpu"]]
+    if engine != "cpu":
+        providers.insert(0, _PROVIDERS["cuda"])
+    if engine == "tensorrt":
+        providers.insert(0, _PROVIDERS["tensorrt"])
+    try:
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
+        raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
+
+
+def _run(session: Any, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Floats32]:
+    try:
+        results: list[Floats32] = session.run(outputs, feed)
+    except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in list(feed.items())[:4])
+        raise BackendError(f"ONNX Runtime failed while running ({shapes}): {_brief(error)}") from error
+    return results
+
+
+def _check_ports(session: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuses a graph whose inputs or outputs are not those of the bundle format."""
+    for kind, expected, found in (
+        ("inputs", set(inputs), {port.name for port in session.get_inputs()}),
+        ("outputs", set(outputs), {port.name for port in session.get_outputs()}),
+    ):
+        if not expected <= found or (kind == "inputs" and found != expected):
+            raise ArtifactError(
+                f"graph {path.name}: {kind} missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
+            )
+
+
+def _brief(error: Exception) -> str:
+    """Returns the first line of a foreign message, cut to a readable length."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

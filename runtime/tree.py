@@ -1,0 +1,118 @@
+"""Label trees: every candidate answer as a path of tokens, hung on one prompt and scored in a single decoder pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelTree:
+    """A prefix tree (trie) of token paths; M nodes, K paths. Parents come before their children."""
+
+    common: tuple[int, ...]
+    """Tokens that every path starts with: they belong to the prompt, not to the tree."""
+    tokens: Ints
+    """(M,) token of each node."""
+    parents: Ints
+    """(M,) node above each node; -1 where that is the last token before the tree."""
+    depths: Ints
+    """(M,) distance from the last token before the tree, minus one: 0 for the first nodes."""
+    inner: Ints
+    """(I,) nodes that have children, rising: the ones whose logits are needed."""
+    paths: tuple[tuple[int, ...], ...]
+    """For each candidate its nodes, from the root."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def depth(self) -> int:
+        """Number of nodes of the longest path."""
+        return int(self.depths.max()) + 1
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Returns (M, M) bool: row i is True where node i attends, which is itself and the nodes above it."""
+        allowed = np.eye(len(self), dtype=np.bool_)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                allowed[node] |= allowed[parent]
+        return allowed
+
+    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns (..., K) float64: the log-likelihood in nats of every path, given all that stands before the tree.
+
+        Args:
+            logits: (..., 1 + I, V): of the last token before the tree, then of each inner node.
+        """
+        log_totals = np.stack([_log_total(logits[..., row, :]) for row in range(logits.shape[-2])], axis=-1)
+        row_of = {-1: 0, **{int(node): row for row, node in enumerate(self.inner, 1)}}
+        rows = np.array([row_of[int(parent)] for parent in self.parents])
+        node_scores = logits[..., rows, self.tokens] - log_totals[..., rows]
+        return np.stack([node_scores[..., list(path)].sum(axis=-1) for path in self.paths], axis=-1)
+
+
+def build_tree(paths: Sequence[Sequence[int]]) -> LabelTree:
+    """Returns the tree of these token paths.
+
+    Args:
+        paths: Tokens of every candidate, closing tag included, so that none is the beginning of another.
+
+    Raises:
+        InputError: If two candidates have the same tokens, or one is the beginning of another.
+    """
+    shared = _common_length(paths)
+    children: dict[tuple[int, int], int] = {}
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    routes: list[tuple[int, ...]] = []
+    for path in paths:
+        parent = -1
+        route: list[int] = []
+        for depth, token in enumerate(path[shared:]):
+            node = children.setdefault((parent, token), len(tokens))
+            if node == len(tokens):
+                tokens.append(token)
+                parents.append(parent)
+                depths.append(depth)
+            route.append(node)
+            parent = node
+        routes.append(tuple(route))
+    inner = sorted({parent for parent in parents if parent >= 0})
+    leaves = [route[-1] if route else -1 for route in routes]
+    if len(set(leaves)) != len(leaves) or set(leaves) & {-1, *inner}:
+        raise InputError("two labels are the same, or one begins like the other, once they are split into tokens")
+    return LabelTree(
+        common=tuple(paths[0][:shared]),
+        tokens=np.array(tokens, dtype=np.int64),
+        parents=np.array(parents, dtype=np.int64),
+        depths=np.array(depths, dtype=np.int64),
+        inner=np.array(inner, dtype=np.int64),
+        paths=tuple(routes),
+    )
+
+
+def _log_total(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns (...) float64, the log of the summed exponentials along the last axis."""
+    values = logits.astype(np.float64)
+    peaks = values.max(axis=-1, keepdims=True)
+    total: NDArray[np.float64] = peaks[..., 0] + np.log(np.exp(values - peaks).sum(axis=-1))
+    return total
+
+
+def _common_length(paths: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all paths start with."""
+    length = 0
+    for column in zip(*paths, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length
