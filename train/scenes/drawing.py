@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from .attributes import Attributes
 from .canvas import Canvas, Colour
@@ -199,14 +198,3 @@ def _grade(pixels: npt.NDArray[np.float32], attributes: Attributes) -> npt.NDArr
         graded = 255 - (255 - graded) * np.float32(0.66)
     rounded: npt.NDArray[np.uint8] = np.clip(graded + np.float32(0.5), 0, 255).astype(np.uint8)
     return rounded
-
-
-def contact_sheet(pictures: list[npt.NDArray[np.uint8]], columns: int, gap: int = 4) -> Image.Image:
-    """Returns pictures of one size side by side on white, row by row."""
-    side = pictures[0].shape[0]
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), (255, 255, 255))
-    for position, picture in enumerate(pictures):
-        row, column = divmod(position, columns)
-        sheet.paste(Image.fromarray(picture), (gap + column * (side + gap), gap + row * (side + gap)))
-    return sheet

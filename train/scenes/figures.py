@@ -196,7 +196,7 @@ def _disgust(canvas: Canvas, x: float, y: float, r: float) -> None:
 def draw_couple(canvas: Canvas, attributes: Attributes, rng: np.random.Generator) -> None:
     """Draws two people from the waist up; both have the same expression."""
     expression = str(attributes.expression)
-    gap = {"hugging": 0.155, "holding hands": 0.25, "talking": 0.25, "quarrelling": 0.25, "turned away": 0.29}
+    gap = {"hugging": 0.185, "holding hands": 0.24, "talking": 0.24, "quarrelling": 0.24, "turned away": 0.28}
     half = gap[str(attributes.pairing)]
     first = int(rng.integers(len(_CLOTHES)))
     looks = []
@@ -217,8 +217,8 @@ def _draw_partner(canvas: Canvas, attributes: Attributes, look: _Look, hair: Col
     x, side, skin, clothes = look
     torso = [(x - 0.17, 0.7), (x - 0.11, 0.64), (x + 0.11, 0.64), (x + 0.17, 0.7), (x + 0.16, 1.1), (x - 0.16, 1.1)]
     canvas.shape(torso, clothes)
-    canvas.box(x - 0.045, 0.55, x + 0.045, 0.66, _mixed(skin, (0, 0, 0), 0.12))
-    r, y = 0.158, 0.46
+    canvas.box(x - 0.05, 0.55, x + 0.045, 0.66, _mixed(skin, (0, 0, 0), 0.12))
+    r, y = 0.188, 0.45
     canvas.disc(x, y - 0.03, r * 1.08, hair)
     canvas.disc(x, y + 0.01, r, skin)
     # Faces look where their owners do: away from each other, or a little towards each other.
@@ -239,27 +239,27 @@ def _draw_pairing(canvas: Canvas, pairing: str, looks: list[_Look]) -> None:
                 (x - side * 0.38, 0.8 + side * 0.05),
             ]
             _draw_limb(canvas, reach, 0.085, sleeve, skin, 0.06)
-        _draw_heart(canvas, 0.5, 0.17)
+        _draw_heart(canvas, 0.5, 0.13)
     elif pairing == "holding hands":
         canvas.stroke([(left + 0.1, 0.74), (0.5, 0.9)], 0.08, _mixed(clothes_left, (0, 0, 0), 0.18))
         canvas.stroke([(right - 0.1, 0.74), (0.5, 0.9)], 0.08, _mixed(clothes_right, (0, 0, 0), 0.18))
         canvas.disc(0.475, 0.9, 0.055, skin_left)
         canvas.disc(0.525, 0.9, 0.055, skin_right)
     elif pairing == "talking":
-        canvas.disc(0.5, 0.14, 0.16, WHITE, 0.1)
-        canvas.shape([(0.42, 0.2), (0.5, 0.22), (0.4, 0.3)], WHITE)
+        canvas.disc(0.5, 0.12, 0.17, WHITE, 0.1)
+        canvas.shape([(0.44, 0.18), (0.54, 0.19), (0.44, 0.3)], WHITE)
         for dot in (-0.07, 0.0, 0.07):
-            canvas.disc(0.5 + dot, 0.14, 0.02, INK)
+            canvas.disc(0.5 + dot, 0.12, 0.022, INK)
     elif pairing == "quarrelling":
         for x, side, skin, clothes in looks:
             arm = [(x - side * 0.06, 0.8), (0.5 + side * 0.1, 0.74)]
             _draw_limb(canvas, arm, 0.085, _mixed(clothes, (0, 0, 0), 0.18), skin, 0.055)
         star = [
-            (0.5 + r * np.cos(a), 0.17 + r * np.sin(a))
+            (0.5 + r * np.cos(a), 0.14 + r * np.sin(a))
             for a, r in zip(np.linspace(0, 2 * np.pi, 17)[:-1], [0.17, 0.08] * 8, strict=True)
         ]
         canvas.shape([(float(x), float(y)) for x, y in star], (240, 52, 36))
-        canvas.disc(0.5, 0.17, 0.05, (255, 214, 64))
+        canvas.disc(0.5, 0.14, 0.05, (255, 214, 64))
 
 
 def _draw_heart(canvas: Canvas, x: float, y: float) -> None:
