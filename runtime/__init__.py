@@ -1,5 +1,7 @@
 """The light runtime: from an image and a bundle to a calibrated distribution over emotions."""
 
+from typing import TYPE_CHECKING, Any
+
 from .bundle import Bundle
 from .calibration import Calibrator, ConfidenceFusion, Conformal
 from .errors import (
@@ -15,9 +17,11 @@ from .errors import (
 from .grammar import Mode, Response, parse_response, parse_response_official
 from .images import ImageLimits, ImageSource
 from .manifest import Manifest
-from .model import EmotionModel, Scores
 from .prediction import Prediction
 from .taxonomy import TAXONOMIES, Taxonomy, resolve_taxonomy
+
+if TYPE_CHECKING:
+    from .model import EmotionModel, Scores
 
 __all__ = [
     "ArtifactError",
@@ -46,3 +50,12 @@ __all__ = [
     "parse_response_official",
     "resolve_taxonomy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Returns the names that need an inference engine, which is imported only now: `doctor` must come up without it."""
+    if name in ("EmotionModel", "Scores"):
+        from . import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The commands of the runtime: thin, each over the library it shows."""

@@ -1,0 +1,105 @@
+"""``emocaliber bundle``: look into a bundle, and check its files against their hashes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.calibration import Calibrator
+from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
+from emocaliber.runtime.errors import ArtifactError
+from emocaliber.runtime.records import to_mapping
+
+from .console import write_text
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``bundle``."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, help_text in (
+        ("inspect", "what the bundle is and what it was calibrated on"),
+        ("verify", "check every file against its hash"),
+    ):
+        action = actions.add_parser(name, help=help_text)
+        action.add_argument(
+            "bundle", nargs="?", metavar="B", help="a bundle folder or .tar (default: the embedded one)"
+        )
+        action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes what was asked of the bundle; returns 1 if it fails its check."""
+    if arguments.action == "verify":
+        return _verify(arguments.bundle, as_json=arguments.json)
+    with Bundle.open(arguments.bundle, verify=False) as bundle:
+        write_text(json.dumps(_summary(bundle), indent=1) if arguments.json else _description(bundle))
+    return EXIT_OK
+
+
+def _verify(path: str | None, *, as_json: bool) -> int:
+    shown = path or "embedded"
+    try:
+        with Bundle.open(path) as bundle:
+            manifest = bundle.manifest
+    except ArtifactError as error:
+        if as_json:
+            write_text(json.dumps({"bundle": shown, "ok": False, "error": str(error)}))
+        else:
+            write_text(f"emocaliber: error: {error}", sys.stderr)
+        return EXIT_ERROR
+    size_bytes = sum(record.size_bytes for record in manifest.files.values())
+    if as_json:
+        facts = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "files": len(manifest.files),
+            "size_bytes": size_bytes,
+        }
+        write_text(json.dumps({"bundle": shown, "ok": True, **facts}))
+    else:
+        write_text(
+            f"{manifest.name} {manifest.version}: {len(manifest.files)} files, {size_bytes / 1e6:.1f} MB, "
+            "all match their hashes"
+        )
+    return EXIT_OK
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    """Returns the manifest, and of each calibrator what says where it holds."""
+    return {
+        "folder": str(bundle.folder),
+        "manifest": to_mapping(bundle.manifest),
+        "calibrators": [_scope(calibrator) for calibrator in bundle.calibrators],
+    }
+
+
+def _scope(calibrator: Calibrator) -> dict[str, Any]:
+    keys = ("taxonomy", "mode", "precision", "engine", "method", "n", "fitted_on", "log_loss")
+    return {**{key: getattr(calibrator, key) for key in keys}, "coverages": list(calibrator.conformal.coverages)}
+
+
+def _description(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    lines = [
+        f"{manifest.name} {manifest.version} ({manifest.family}, licence {manifest.license})",
+        f"  {bundle.folder}",
+    ]
+    lines.append("precisions:")
+    for name, graphs in manifest.precisions.items():
+        size_bytes = sum(manifest.files[file].size_bytes for file in dict.fromkeys(graphs.names()))
+        default = ", the default" if name == manifest.default_precision else ""
+        lines.append(f"  {name}: {size_bytes / 1e6:.1f} MB{default}")
+    lines.append("taxonomies:")
+    for name, labels in manifest.taxonomies.items():
+        default = " (default)" if name == manifest.default_taxonomy else ""
+        lines.append(f"  {name}{default}: {', '.join(labels)}")
+    lines.append("calibrated for:" if bundle.calibrators else "calibrated for: nothing")
+    lines += [
+        f"  {c.taxonomy}, {c.mode} mode, {c.precision} on {c.engine}: {c.method}, {c.n} images ({c.fitted_on})"
+        for c in bundle.calibrators
+    ]
+    summary = manifest.provenance.get("summary")
+    return "\n".join([*lines, *([f"provenance: {summary}"] if isinstance(summary, str) else [])])

@@ -1,0 +1,221 @@
+"""``emocaliber doctor``: what is installed, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
+from emocaliber.runtime.errors import EmoCaliberError
+
+from .console import write_text
+
+PACKAGE = "emocaliber"
+CORE = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tokenizers", "tqdm")
+"""Distributions of the runtime; one of the two onnxruntime is needed, never both."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BRACKETS = re.compile(r"\[([^\]]*)\]")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``doctor``."""
+    parser.add_argument("--bundle", metavar="B", help="examine this bundle instead of the embedded one")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the findings; returns 1 if the runtime cannot work as it is."""
+    findings = examine(arguments.bundle)
+    write_text(json.dumps(findings, indent=1) if arguments.json else _text(findings))
+    return EXIT_OK if findings["ok"] else EXIT_ERROR
+
+
+def examine(bundle: str | None = None) -> dict[str, Any]:
+    """Returns everything found, ready for JSON; ``ok`` tells if the runtime works, ``faults`` what to do if not."""
+    packages = {name: _installed(name) for name in CORE}
+    faults = _package_faults(packages)
+    providers = _providers(faults)
+    examined = _examine_bundle(bundle, faults, runs=bool(providers))
+    return {
+        "ok": not faults,
+        "emocaliber": _installed(PACKAGE),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "packages": packages,
+        "providers": providers,
+        "tensorrt": next((name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)), None),
+        "extras": _extras(),
+        "bundle": examined,
+        "faults": faults,
+    }
+
+
+def _fault(what: str, fix: str) -> dict[str, str]:
+    return {"what": what, "fix": fix}
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package_faults(packages: dict[str, str | None]) -> list[dict[str, str]]:
+    faults = [
+        _fault(f"{name} is not installed", f"pip install {PACKAGE}")
+        for name, version in packages.items()
+        if version is None and not name.startswith("onnxruntime")
+    ]
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        faults.append(
+            _fault(
+                "onnxruntime and onnxruntime-gpu are both installed; they overwrite each other's files",
+                "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu "
+                "(or onnxruntime, for the processor only)",
+            )
+        )
+    return faults
+
+
+def _providers(faults: list[dict[str, str]]) -> list[str]:
+    try:
+        import onnxruntime
+
+        return [str(name) for name in onnxruntime.get_available_providers()]
+    except (ImportError, AttributeError, OSError) as error:
+        faults.append(_fault(f"onnxruntime cannot be imported: {error}", "pip install --force-reinstall onnxruntime"))
+        return []
+
+
+def _cores() -> int:
+    """Returns the processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    """Returns the machine's memory in GiB, or None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _examine_bundle(path: str | None, faults: list[dict[str, str]], *, runs: bool) -> dict[str, Any]:
+    """Returns whether the bundle opens, matches its hashes and, where the engine ``runs``, predicts a grey image."""
+    shown = path or "embedded"
+    first_prediction_ms = None
+    try:
+        with Bundle.open(path) as bundle:
+            manifest = bundle.manifest
+        if runs:
+            first_prediction_ms = _first_prediction_ms(path)
+    except (EmoCaliberError, ImportError) as error:
+        faults.append(
+            _fault(f"bundle ({shown}): {error}", f"pip install --force-reinstall {PACKAGE}, or give --bundle")
+        )
+        return {"path": shown, "ok": False, "error": str(error)}
+    return {
+        "path": shown,
+        "ok": True,
+        "name": manifest.name,
+        "version": manifest.version,
+        "first_prediction_ms": first_prediction_ms,
+    }
+
+
+def _first_prediction_ms(path: str | None) -> float:
+    """Returns the milliseconds from nothing loaded to a prediction for a grey image, on the processor."""
+    # Imported here: without a working onnxruntime this command must still come up and say so.
+    from emocaliber.runtime.model import EmotionModel
+
+    started = time.perf_counter()
+    with EmotionModel.load(path, engine="cpu") as model:
+        model.predict(np.full((64, 64, 3), 128, np.uint8))
+    return round((time.perf_counter() - started) * 1000.0, 1)
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    """Returns for every extra which of its packages are missing and the command that adds them."""
+    requirements = metadata.requires(PACKAGE) or [] if _installed(PACKAGE) else []
+    table: dict[str, list[str]] = {}
+    for requirement in requirements:
+        extra = _EXTRA.search(requirement)
+        if extra:
+            table.setdefault(extra.group(1), []).append(requirement)
+    extras: dict[str, dict[str, Any]] = {}
+    for name in sorted(table):
+        missing = sorted(needed for needed in _distributions(name, table, set()) if _installed(needed) is None)
+        extras[name] = {"installed": not missing, "missing": missing, "install": f"pip install '{PACKAGE}[{name}]'"}
+    return extras
+
+
+def _distributions(extra: str, table: dict[str, list[str]], seen: set[str]) -> set[str]:
+    """Returns the distributions an extra needs on this Python, extras it refers to included."""
+    seen.add(extra)
+    found: set[str] = set()
+    for requirement in table.get(extra, []):
+        specifier, _, marker = requirement.partition(";")
+        name = _NAME.match(specifier.strip())
+        if name is None or "python_version" in marker:
+            continue
+        if name.group() == PACKAGE:
+            found |= _nested(_BRACKETS.search(specifier), table, seen)
+        else:
+            found.add(name.group())
+    return found
+
+
+def _nested(brackets: re.Match[str] | None, table: dict[str, list[str]], seen: set[str]) -> set[str]:
+    names: Iterable[str] = brackets.group(1).split(",") if brackets else ()
+    return {found for name in names if name.strip() not in seen for found in _distributions(name.strip(), table, seen)}
+
+
+def _text(findings: dict[str, Any]) -> str:
+    memory = "unknown" if findings["memory_gib"] is None else f"{findings['memory_gib']} GiB"
+    lines = [
+        f"emocaliber {findings['emocaliber'] or 'from source'}, Python {findings['python']}",
+        f"{findings['platform']}, {findings['cores']} cores, memory {memory}",
+        "",
+        "packages   " + ", ".join(f"{name} {version}" for name, version in findings["packages"].items() if version),
+        f"providers  {', '.join(findings['providers']) or 'none'}",
+        f"TensorRT   {findings['tensorrt'] or 'not installed'}",
+        f"bundle     {_bundle_text(findings['bundle'])}",
+    ]
+    lines += [f"extra      {name}: {_extra_text(extra)}" for name, extra in findings["extras"].items()]
+    lines.append("")
+    for fault in findings["faults"]:
+        lines += [f"fault: {fault['what']}", f"  fix: {fault['fix']}"]
+    return "\n".join([*lines, "the runtime works" if findings["ok"] else "the runtime does not work as it is"])
+
+
+def _bundle_text(bundle: dict[str, Any]) -> str:
+    if not bundle["ok"]:
+        return f"{bundle['path']}: not usable"
+    name = f"{bundle['name']} {bundle['version']} ({bundle['path']})"
+    first_ms = bundle["first_prediction_ms"]
+    return f"{name}, verified" + ("" if first_ms is None else f", first prediction after {first_ms:.0f} ms")
+
+
+def _extra_text(extra: dict[str, Any]) -> str:
+    if extra["installed"]:
+        return "installed"
+    return f"{extra['install']}   (missing: {', '.join(extra['missing'])})"

@@ -1,0 +1,178 @@
+"""What ``predict`` and ``batch`` share: the options of a prediction, the loaded model, and one line an image."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emocaliber.runtime.engine import ENGINES
+from emocaliber.runtime.errors import EmoCaliberError, InputError, ResponseError
+from emocaliber.runtime.grammar import MODES, Mode
+from emocaliber.runtime.images import decode_image
+from emocaliber.runtime.model import EmotionModel
+from emocaliber.runtime.prediction import Prediction
+from emocaliber.runtime.taxonomy import resolve_taxonomy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of an image; the fields are keyword arguments of `EmotionModel.predict`.
+
+    Raises:
+        InputError: If several reasonings are asked of a mode that writes none.
+    """
+
+    taxonomy: str | None
+    """Name of the label set; None is the bundle's default where `labels` is None too."""
+    labels: tuple[str, ...] | None
+    """A caller's own candidates."""
+    mode: Mode
+    """Whether to answer at once or to reason first."""
+    coverage: float
+    """Coverage of the prediction set, in (0, 1)."""
+    samples: int
+    """Number of sampled reasonings whose distributions are averaged (reason mode)."""
+    seed: int
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "direct" and self.samples > 1:
+            raise InputError(f"direct mode draws no reasonings, so --samples {self.samples} needs --mode reason")
+
+    def about(self, taxonomy: str | None, labels: tuple[str, ...] | None) -> Question:
+        """Returns the same question over other candidates."""
+        return dataclasses.replace(self, taxonomy=taxonomy, labels=labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An image that gave no prediction, and why."""
+
+    image: str
+    """The path the caller gave."""
+    error: EmoCaliberError
+    """What went wrong with it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON line of the public contract."""
+        return {"image": self.image, "error": {"type": type(self.error).__name__, "message": str(self.error)}}
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model is asked, and what."""
+    parser.add_argument("--bundle", metavar="B", help="a bundle folder or .tar (default: the embedded bundle)")
+    candidates = parser.add_mutually_exclusive_group()
+    candidates.add_argument("--taxonomy", metavar="T", help="name of the label set (default: the bundle's own)")
+    candidates.add_argument("--labels", metavar="A,B,C", type=_labels, help="your own labels, separated by commas")
+    parser.add_argument(
+        "--mode", choices=MODES, default="direct", help="answer at once, or reason first (default: direct)"
+    )
+    parser.add_argument(
+        "--coverage", type=_coverage, default=0.9, help="coverage of the prediction set, between 0 and 1 (default: 0.9)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
+    parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
+    parser.add_argument(
+        "--samples", type=_positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampled reasonings (default: 0)")
+    parser.add_argument("--threads", type=_positive, help="processor threads (default: the engine decides)")
+
+
+def question_of(arguments: argparse.Namespace) -> Question:
+    """Returns the question the command line asks."""
+    return Question(
+        taxonomy=arguments.taxonomy,
+        labels=arguments.labels,
+        mode=arguments.mode,
+        coverage=arguments.coverage,
+        samples=arguments.samples,
+        seed=arguments.seed,
+    )
+
+
+def load_model(arguments: argparse.Namespace) -> EmotionModel:
+    """Returns the model the command line names.
+
+    Raises:
+        EmoCaliberError: If the bundle, precision or engine cannot be used.
+    """
+    return EmotionModel.load(
+        arguments.bundle, precision=arguments.precision, engine=arguments.engine, threads=arguments.threads
+    )
+
+
+def check_question(model: EmotionModel, question: Question) -> None:
+    """Raises before any image is read if the candidates cannot be used: one message, not one an image.
+
+    Raises:
+        InputError: If the taxonomy is unknown or the labels are unusable.
+    """
+    if question.labels is not None:
+        resolve_taxonomy(labels=question.labels)
+    else:
+        model.bundle.manifest.taxonomy(question.taxonomy)
+
+
+def predict_path(model: EmotionModel, path: str, question: Question) -> Prediction | Unreadable:
+    """Returns the prediction for one file, or what was wrong with this file; other errors concern all and are raised.
+
+    Raises:
+        EmoCaliberError: If the model or the question cannot be used.
+    """
+    started = time.perf_counter()
+    try:
+        rgb = decode_image(path)
+    except InputError as error:
+        return Unreadable(image=path, error=error)
+    decode_ms = (time.perf_counter() - started) * 1000.0
+    fields = {field.name: getattr(question, field.name) for field in dataclasses.fields(question)}
+    try:
+        prediction = model.predict(rgb, **fields)
+    except ResponseError as error:
+        return Unreadable(image=path, error=error)
+    timing = prediction.timing_ms
+    timing = {**timing, "decode": round(decode_ms, 3), "total": round(timing.get("total", 0.0) + decode_ms, 3)}
+    return dataclasses.replace(prediction, image=path, timing_ms=timing)
+
+
+def json_line(result: Prediction | Unreadable) -> str:
+    """Returns the JSON text of one line, ASCII only, so that any console and any file name can carry it."""
+    return json.dumps(result.to_dict(), ensure_ascii=True, allow_nan=False)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in text.split(","))
+
+
+def _coverage(text: str) -> float:
+    value = _number(text, float)
+    if not 0.0 < value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1, both excluded")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _number(text, int)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return int(value)
+
+
+def _seed(text: str) -> int:
+    value = _number(text, int)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; a seed is 0 or larger")
+    return int(value)
+
+
+def _number(text: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of the right kind") from None
