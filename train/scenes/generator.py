@@ -167,6 +167,7 @@ def write_scenes(
     if not taxonomies or len(set(taxonomies)) != len(taxonomies):
         raise ConfigError(f"taxonomies are {list(taxonomies)}, expected at least one, each once")
     _check(seed, 0, size)
+    split_of(0, splits)
     samples = []
     for index in range(count):
         name = f"images/v{WORLD_VERSION}-seed{seed}-{size}px/{index:06d}.png"
