@@ -1,0 +1,156 @@
+"""The records evaluation hands around: intervals, reliability bins, and what a report shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emocaliber.runtime.errors import InputError
+from emocaliber.runtime.grammar import Mode
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its interval."""
+
+    estimate: float
+    """The statistic on the whole sample."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    level: float
+    """Share of resampled statistics inside, in (0, 1)."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Both ends."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReliabilityBins:
+    """The bins of a reliability diagram that hold samples; arrays (B,), in rising order of confidence."""
+
+    lower: Floats
+    """Lower edge of each bin."""
+    upper: Floats
+    """Upper edge of each bin, which belongs to it."""
+    count: Ints
+    """Samples in the bin, >= 1."""
+    confidence: Floats
+    """Mean confidence of these samples."""
+    correct: Floats
+    """Their (expected) accuracy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageResult:
+    """One row of the report: a model, or one stage of a pipeline, on the same held-out samples as the others."""
+
+    name: str
+    """Short unique name, such as ``calibrate``."""
+    title: str
+    """What a reader sees, such as ``3 · calibrate (GRPO)``."""
+    mode: Mode
+    """How the predictions were made."""
+    metrics: dict[str, float | None]
+    """Metric name to value, None where undefined; names as `summarise` gives them, and ``seconds``."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Metric name to both ends of its interval."""
+    confidence: Floats
+    """(N,), in [0, 1], for the reliability diagram."""
+    correct: Floats
+    """(N,), in [0, 1], (expected) correctness of the same samples."""
+
+    def __post_init__(self) -> None:
+        if self.confidence.shape != self.correct.shape or self.confidence.ndim != 1:
+            raise InputError(
+                f"stage {self.name}: confidence {self.confidence.shape} and correct {self.correct.shape}, expected (N,)"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One image of the report's gallery."""
+
+    image_png: bytes
+    """The picture as PNG or JPEG bytes."""
+    labels: tuple[str, ...]
+    """The candidates."""
+    true: tuple[float, ...] | None
+    """True distribution (posterior or votes), in the order of `labels`; None where nobody knows."""
+    predicted: tuple[float, ...]
+    """Predicted distribution, in the order of `labels`."""
+    prediction_set: tuple[str, ...]
+    """The labels of the prediction set."""
+    label: str
+    """Predicted label."""
+    confidence: float
+    """Confidence in it, in [0, 1]."""
+    reasoning: dict[str, str] | None = None
+    """Reasoning part to text; None in direct mode."""
+    caption: str = ""
+    """A line under the image, such as what the scene shows."""
+    answer: str | None = None
+    """The label taken as right."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("predicted", self.predicted), ("true", self.true)):
+            if values is not None and len(values) != len(self.labels):
+                raise InputError(f"example has {len(values)} {name} probabilities for {len(self.labels)} labels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverageRow:
+    """How prediction sets asked for one coverage did on held-out samples."""
+
+    name: str
+    """The model or stage, such as ``student (int8)``."""
+    target: float
+    """The coverage asked for, in (0, 1)."""
+    coverage: float
+    """Share of sets that held the right label."""
+    size: float
+    """Mean number of labels in a set."""
+    n: int
+    """Number of sets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A paired difference between two stages on the same samples."""
+
+    title: str
+    """What was compared, such as ``Brier of the verbalised confidence, calibrate minus verbalize``."""
+    interval: Interval
+    """The difference, after minus before."""
+    lower_is_better: bool = True
+    """Whether a negative difference is an improvement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything one report shows."""
+
+    title: str
+    """Heading of the page."""
+    subtitle: str
+    """One or two sentences: what this is."""
+    stages: tuple[StageResult, ...]
+    """Rows of the table, in order."""
+    examples: tuple[Example, ...] = ()
+    """The gallery."""
+    notes: tuple[str, ...] = ()
+    """Sentences a reader has to know: limits, how things were measured."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Name to value, such as seed, versions, number of samples."""
+    coverage: tuple[CoverageRow, ...] = ()
+    """The prediction-set table."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Paired differences."""

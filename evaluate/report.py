@@ -1,0 +1,258 @@
+"""One self-contained HTML page from evaluation results: tables, reliability diagrams, coverage, and a gallery.
+
+The page loads nothing: style, drawings and images are inside it, and its content security policy says so. Every text
+that comes from data is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from .charts import coverage_svg, interval_svg, reliability_svg
+from .metrics import reliability_curve
+from .records import Comparison, CoverageRow, Example, ReportData, StageResult
+
+_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
+    ("accuracy", "accuracy", "{:.1%}", True),
+    ("bayes_accuracy", "best possible", "{:.1%}", None),
+    ("f1", "F1", "{:.3f}", True),
+    ("kl", "KL, nats", "{:.3f}", False),
+    ("ece", "ECE", "{:.3f}", False),
+    ("brier", "Brier", "{:.3f}", False),
+    ("auroc", "AUROC", "{:.3f}", True),
+    ("nll", "NLL, nats", "{:.3f}", False),
+    ("verbalized_brier", "Brier, verbalised", "{:.3f}", False),
+    ("n", "n", "{:,.0f}", None),
+    ("seconds", "seconds", "{:,.0f}", None),
+)
+"""Metric name, heading, format, and whether higher is better (None: no better or worse)."""
+
+_GLOSSARY = {
+    "accuracy": "share of images whose most probable label is the right one",
+    "best possible": "Bayes accuracy: what a classifier that knew the true distribution would reach",
+    "F1": "F1 of each label, weighted by how often it is right",
+    "KL": "distance of the predicted from the true distribution; 0 is equal",
+    "ECE": "expected calibration error: how far stated confidence is from observed accuracy, on average over 15 bins",
+    "Brier": "squared error of the confidence against being right; lower is better, and no bluff lowers it",
+    "AUROC": "chance that a right answer has a higher confidence than a wrong one; 0.5 is guessing",
+    "NLL": "negative log likelihood of the right label",
+    "verbalised": "of the confidence that the model wrote itself, before any fitted calibrator",
+    "coverage": "share of prediction sets that hold the right label",
+}
+
+
+def render_report(data: ReportData) -> str:
+    """Returns the report as the text of one HTML file, for any browser, light or dark, wide or narrow."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    sections = [
+        _stages(data.stages),
+        _reliability(data.stages),
+        _comparisons(data.comparisons),
+        _coverage(data.coverage),
+        _gallery(data.examples),
+        _notes(data.notes),
+        _glossary(),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(data.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<header>\n<h1>{escape(data.title)}</h1>\n<p class="lead">{escape(data.subtitle)}</p>\n'
+        f"{_facts(data.facts)}</header>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n<footer>Written by emocaliber. This file is complete: it loads nothing from anywhere.</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _facts(facts: dict[str, str]) -> str:
+    if not facts:
+        return ""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>\n'
+
+
+def _stages(stages: tuple[StageResult, ...]) -> str:
+    columns = [column for column in _COLUMNS if any(stage.metrics.get(column[0]) is not None for stage in stages)]
+    if not stages or not columns:
+        return ""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for _, title, _, _ in columns)
+    best = {name: _best(stages, name, higher) for name, _, _, higher in columns}
+    body = []
+    for stage in stages:
+        cells = "".join(_cell(stage, name, form, best[name]) for name, _, form, _ in columns)
+        body.append(
+            f'<tr><th scope="row">{escape(stage.title)}<small>{escape(stage.mode)} mode</small></th>{cells}</tr>'
+        )
+    return (
+        '<section><h2>Results</h2>\n<p class="hint">Small print under a number is its bootstrap interval; green is the '
+        "best of a column.</p>\n"
+        '<div class="card scroll" tabindex="0" role="region" aria-label="Results table"><table>'
+        f'<thead><tr><th scope="col">stage</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        "</section>"
+    )
+
+
+def _best(stages: tuple[StageResult, ...], name: str, higher: bool | None) -> float | None:
+    values = [value for stage in stages if (value := stage.metrics.get(name)) is not None]
+    if higher is None or len(values) < 2:
+        return None
+    return max(values) if higher else min(values)
+
+
+def _cell(stage: StageResult, name: str, form: str, best: float | None) -> str:
+    value = stage.metrics.get(name)
+    if value is None:
+        return '<td><span class="open">&ndash;</span></td>'
+    bounds = stage.intervals.get(name)
+    small = "" if bounds is None else f"<small>{form.format(bounds[0])} &ndash; {form.format(bounds[1])}</small>"
+    kind = ' class="best"' if value == best else ""
+    return f"<td><span{kind}>{form.format(value)}</span>{small}</td>"
+
+
+def _reliability(stages: tuple[StageResult, ...]) -> str:
+    figures = []
+    for stage in stages:
+        if not stage.confidence.size:
+            continue
+        ece = stage.metrics.get("ece")
+        drawing = reliability_svg(reliability_curve(stage.confidence, stage.correct), stage.title, ece)
+        caption = "ECE undefined" if ece is None else f"ECE {ece:.3f}"
+        figures.append(
+            f'<figure class="card"><h3>{escape(stage.title)}</h3><span class="caption">{caption}, '
+            f"{stage.confidence.size:,} images</span>{drawing}</figure>"
+        )
+    if not figures:
+        return ""
+    return (
+        "<section><h2>When it says 70 %, is it right 70 % of the time?</h2>\n"
+        '<p class="hint">A bar that ends on the dashed diagonal is a confidence that can be believed.</p>\n'
+        '<ul class="key"><li><i class="k-bar"></i>accuracy of the images in a bin</li>'
+        '<li><i class="k-gap"></i>gap to the stated confidence</li>'
+        '<li><i class="k-count"></i>how many images, below the axis</li></ul>\n'
+        f'<div class="grid">{"".join(figures)}</div></section>'
+    )
+
+
+def _comparisons(comparisons: tuple[Comparison, ...]) -> str:
+    if not comparisons:
+        return ""
+    return (
+        "<section><h2>Did it get better?</h2>\n"
+        '<p class="hint">Paired on the same images: an interval that does not reach zero is a difference.</p>\n'
+        + "".join(_comparison(comparison) for comparison in comparisons)
+        + "</section>"
+    )
+
+
+def _comparison(comparison: Comparison) -> str:
+    interval = comparison.interval
+    if interval.low <= 0 <= interval.high:
+        verdict, kind = "no clear difference", "open"
+    elif (interval.high < 0) == comparison.lower_is_better:
+        verdict, kind = "better", "good"
+    else:
+        verdict, kind = "worse", "bad"
+    return (
+        f'<div class="card comparison"><h3>{escape(comparison.title)}</h3>'
+        f'<div><span class="number {kind}">{interval.estimate:+.4f}</span> '
+        f'<span class="caption">{interval.level:.0%} interval {interval.low:+.4f} to {interval.high:+.4f}: {verdict}'
+        f"</span></div>{interval_svg(interval, comparison.title)}</div>\n"
+    )
+
+
+def _coverage(rows: tuple[CoverageRow, ...]) -> str:
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(row.name for row in rows))
+    body = "".join(
+        f'<tr><th scope="row">{escape(row.name)}</th><td>{row.target:.0%}</td><td>{row.coverage:.1%}</td>'
+        f"<td>{row.size:.2f}</td><td>{row.n:,}</td></tr>"
+        for row in rows
+    )
+    colours = ("var(--accent)", "var(--s1)", "var(--s2)", "var(--s3)")
+    key = "".join(f'<li><i style="background:{colours[i % 4]}"></i>{escape(name)}</li>' for i, name in enumerate(names))
+    return (
+        "<section><h2>Prediction sets</h2>\n"
+        '<p class="hint">Asked for a coverage, the model returns the labels that hold the right one that often. '
+        "A small set is a sure model.</p>\n"
+        f'<div class="pair"><figure class="card"><ul class="key">{key}</ul>{coverage_svg(rows)}</figure>'
+        '<div class="card scroll" tabindex="0" role="region" aria-label="Coverage table"><table><thead><tr>'
+        '<th scope="col">model</th><th scope="col">asked</th><th scope="col">observed</th>'
+        f'<th scope="col">mean size</th><th scope="col">n</th></tr></thead><tbody>{body}</tbody></table></div></div>'
+        "</section>"
+    )
+
+
+def _gallery(examples: tuple[Example, ...]) -> str:
+    if not examples:
+        return ""
+    known = any(example.true is not None for example in examples)
+    truth = '<li><i class="k-true"></i>true distribution</li>' if known else ""
+    cards = "".join(_example(example) for example in examples)
+    return (
+        f'<section><h2>Examples</h2>\n<ul class="key">{truth}<li><i class="k-predicted"></i>predicted distribution</li>'
+        f'</ul>\n<div class="gallery">{cards}</div></section>'
+    )
+
+
+def _example(example: Example) -> str:
+    kind = "image/png" if example.image_png.startswith(b"\x89PNG") else "image/jpeg"
+    source = f"data:{kind};base64,{base64.b64encode(example.image_png).decode('ascii')}"
+    described = example.caption or f"Example image, predicted {example.label}"
+    chips = "".join(f'<span class="chip">{escape(label)}</span>' for label in example.prediction_set)
+    answer = "" if example.answer is None else f'<div class="caption">labelled {escape(example.answer)}</div>'
+    caption = f'<p class="caption">{escape(example.caption)}</p>' if example.caption else ""
+    return (
+        f'<article class="card example"><div class="top"><img src="{source}" alt="{escape(described)}" loading="lazy">'
+        f'<div><div class="verdict">{escape(example.label)}</div>'
+        f'<div class="caption">confidence {example.confidence:.0%}</div>{answer}'
+        f'<div class="chips" aria-label="prediction set">{chips}</div></div></div>'
+        f"{caption}{_bars(example)}{_reasoning(example.reasoning)}</article>"
+    )
+
+
+def _bars(example: Example) -> str:
+    order = sorted(range(len(example.labels)), key=lambda k: -example.predicted[k])
+    rows = []
+    for k in order[:10]:
+        predicted, true = example.predicted[k], None if example.true is None else example.true[k]
+        tip = f"predicted {predicted:.1%}" if true is None else f"true {true:.1%}, predicted {predicted:.1%}"
+        upper = "" if true is None else f'<b class="true" style="width:{100 * true:.1f}%"></b>'
+        chosen = " chosen" if example.labels[k] == example.label else ""
+        rows.append(
+            f'<span class="name{chosen}">{escape(example.labels[k])}</span><span class="track" role="img" '
+            f'aria-label="{escape(tip)}" title="{escape(tip)}">{upper}<b class="predicted" '
+            f'style="width:{100 * predicted:.1f}%"></b></span><span class="value">{predicted:.0%}</span>'
+        )
+    left = len(order) - 10
+    more = f'<p class="caption">and {left} less probable labels</p>' if left > 0 else ""
+    return f'<div class="bars">{"".join(rows)}</div>{more}'
+
+
+def _reasoning(reasoning: dict[str, str] | None) -> str:
+    if not reasoning:
+        return ""
+    parts = "".join(f"<dt>{escape(tag)}</dt><dd>{escape(text)}</dd>" for tag, text in reasoning.items())
+    return f'<details><summary>Reasoning</summary><dl class="parts">{parts}</dl></details>'
+
+
+def _notes(notes: tuple[str, ...]) -> str:
+    if not notes:
+        return ""
+    return (
+        '<section><h2>Notes</h2>\n<ul class="notes">'
+        + "".join(f"<li>{escape(note)}</li>" for note in notes)
+        + "</ul></section>"
+    )
+
+
+def _glossary() -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _GLOSSARY.items())
+    return (
+        f'<section><details><summary>What the figures mean</summary><dl class="parts">{rows}</dl></details></section>'
+    )
