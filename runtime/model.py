@@ -233,6 +233,8 @@ class EmotionModel:
         return self._scorer
 
     def _taxonomy(self, name: str | None, labels: Sequence[str] | None) -> Taxonomy:
+        if isinstance(labels, str):
+            raise InputError(f"labels must be a list of strings, got {labels!r}")
         return self.manifest.taxonomy(name) if labels is None else resolve_taxonomy(name, labels)
 
     def _chunks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,8 @@ class PromptTokenizer:
             InputError: If one holds an added token of the tokenizer, such as an end-of-turn mark.
         """
         for label in labels:
-            held = next((token for token in self.added_tokens if token in label), None)
+            # A tokenizer may turn full-width forms into plain ones before it looks for its tokens.
+            spellings = (label, unicodedata.normalize("NFKC", label))
+            held = next((token for token in self.added_tokens if any(token in text for text in spellings)), None)
             if held is not None:
                 raise InputError(f"label {label!r} holds {held!r}, a special token of the model; give a plain word")

@@ -1,0 +1,110 @@
+"""The ONNX Runtime engine: it is what was asked for, and foreign errors come out as ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emocaliber.runtime import engine as engine_module
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.engine import OnnxEngine
+from emocaliber.runtime.errors import ArtifactError, BackendError, InputError
+
+CPU = "CPUExecutionProvider"
+
+
+def load(folder: Path, **changes: Any) -> OnnxEngine:
+    arguments: dict[str, Any] = {
+        "vision_encoder": folder / "vision_encoder.onnx",
+        "embed_tokens": folder / "embed_tokens.onnx",
+        "decoder": folder / "decoder_model_merged.onnx",
+        "shape": Bundle.open(folder).manifest.decoder,
+        "engine": "cpu",
+        "threads": 1,
+    }
+    return OnnxEngine(**{**arguments, **changes})
+
+
+@pytest.fixture
+def offers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns a function that makes ONNX Runtime claim to offer these providers."""
+
+    def claim(*providers: str) -> None:
+        monkeypatch.setattr(engine_module.onnxruntime, "get_available_providers", lambda: [*providers])
+
+    return claim
+
+
+def test_shapes(tiny_bundle: Path) -> None:
+    engine = load(tiny_bundle)
+    assert engine.name == "onnxruntime-cpu"
+    assert engine.encode_images(np.zeros((2, 3, 32, 32), dtype=np.float32)).shape == (2, 4, 32)
+    embeds = engine.embed(np.array([[1, 2, 3]]))
+    assert embeds.shape == (1, 3, 32)
+    past = (np.zeros((1, 1, 0, 16), dtype=np.float32),) * 4
+    mask = np.tril(np.ones((1, 1, 3, 3), dtype=np.bool_))
+    logits, present = engine.decode(embeds, mask, np.array([[0, 1, 2]]), np.array([2, 0]), past)
+    assert logits.shape == (1, 2, 416)
+    assert [part.shape for part in present] == [(1, 1, 3, 16)] * 4
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_named_engine_that_is_not_built_in_is_an_error(tiny_bundle: Path, offers: Any, name: str) -> None:
+    offers(CPU)
+    with pytest.raises(BackendError, match=f"engine '{name}' did not come up: onnxruntime.* offers cpu; to get it: "):
+        load(tiny_bundle, engine=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"), [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")]
+)
+def test_a_named_engine_that_silently_falls_back_is_an_error(
+    tiny_bundle: Path, offers: Any, monkeypatch: pytest.MonkeyPatch, name: str, provider: str
+) -> None:
+    offers(provider, CPU)
+    real = engine_module._session
+    monkeypatch.setattr(engine_module, "_session", lambda path, engine, threads: real(path, "cpu", threads))
+    with pytest.raises(BackendError, match=f"engine '{name}' did not come up"):
+        load(tiny_bundle, engine=name)
+    assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
+
+
+def test_auto_takes_the_cpu_without_cuda(tiny_bundle: Path, offers: Any) -> None:
+    offers(CPU)
+    assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
+
+
+@pytest.mark.gpu
+def test_cuda_comes_up(tiny_bundle: Path) -> None:
+    assert load(tiny_bundle, engine="cuda").name == "onnxruntime-cuda"
+
+
+def test_wrong_arguments(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="engine is 'gpu', expected one of auto, cpu"):
+        load(tiny_bundle, engine="gpu")
+    with pytest.raises(InputError, match="threads is 0"):
+        load(tiny_bundle, threads=0)
+
+
+def test_a_file_that_is_no_graph(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(BackendError, match=r"cannot load bad\.onnx on cpu"):
+        load(tiny_bundle, decoder=tmp_path / "bad.onnx")
+
+
+def test_a_graph_with_other_inputs(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"embed_tokens\.onnx: inputs missing .*attention_mask.*unexpected .*input_ids"
+    ):
+        load(tiny_bundle, decoder=tiny_bundle / "embed_tokens.onnx")
+
+
+def test_a_failing_run_is_translated(tiny_bundle: Path) -> None:
+    engine = load(tiny_bundle)
+    with pytest.raises(BackendError, match=r"failed while running \(pixel_values \(1, 3, 5, 5\)\)"):
+        engine.encode_images(np.zeros((1, 3, 5, 5), dtype=np.float32))
+    with pytest.raises(BackendError, match="failed while running"):
+        engine.embed(np.array([[10**9]]))
