@@ -196,7 +196,8 @@ def _gallery(examples: tuple[Example, ...]) -> str:
     cards = "".join(_example(example) for example in examples)
     return (
         f'<section><h2>Examples</h2>\n<ul class="key">{truth}<li><i class="k-predicted"></i>predicted distribution</li>'
-        f'</ul>\n<div class="gallery">{cards}</div></section>'
+        f'<li><span class="chip">label</span> in the prediction set</li></ul>\n'
+        f'<div class="gallery">{cards}</div></section>'
     )
 
 
@@ -211,7 +212,7 @@ def _example(example: Example) -> str:
         f'<article class="card example"><div class="top"><img src="{source}" alt="{escape(described)}" loading="lazy">'
         f'<div><div class="verdict">{escape(example.label)}</div>'
         f'<div class="caption">confidence {example.confidence:.0%}</div>{answer}'
-        f'<div class="chips" aria-label="prediction set">{chips}</div></div></div>'
+        f'<div class="chips" role="group" aria-label="prediction set">{chips}</div></div></div>'
         f"{caption}{_bars(example)}{_reasoning(example.reasoning)}</article>"
     )
 
