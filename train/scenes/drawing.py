@@ -1,4 +1,4 @@
-"""From attributes to pixels: sky, place, subject, weather, colour grading, in this order."""
+"""From attributes to pixels: sky, place, weather, subject, colour grading, in this order."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ def draw_scene(attributes: Attributes, rng: np.random.Generator, size: int) -> n
     """
     canvas = Canvas(size)
     _draw_sky(canvas, attributes, rng)
+    # Rain and snow fall behind the subject, which they would hide at 64 pixels, and outside of a room's window.
     if attributes.setting == "room":
-        # Weather stays behind the window.
         _draw_weather(canvas, attributes, rng)
         _draw_room(canvas, attributes)
     else:
         _PLACES[attributes.setting](canvas, _LIGHT[attributes.time])
-    _draw_subject(canvas, attributes, rng)
-    canvas.place()
-    if attributes.setting != "room":
         _draw_weather(canvas, attributes, rng)
+    _draw_subject(canvas, attributes, rng)
     return _grade(canvas.pixels(), attributes)
 
 
@@ -168,8 +166,8 @@ def _draw_room(canvas: Canvas, attributes: Attributes) -> None:
 
 
 def _draw_subject(canvas: Canvas, attributes: Attributes, rng: np.random.Generator) -> None:
-    dx, dy = (float(v) for v in rng.uniform((-0.03, -0.015), (0.03, 0.015)))
-    scale, mirrored = float(rng.uniform(0.94, 1.04)), bool(rng.random() < 0.5)
+    dx, dy = (float(v) for v in rng.uniform((-0.02, -0.01), (0.02, 0.01)))
+    scale, mirrored = float(rng.uniform(0.96, 1.03)), bool(rng.random() < 0.5)
     if attributes.subject == "person":
         canvas.place(dx, dy, scale, mirrored)
         draw_person(canvas, attributes, rng)
@@ -188,7 +186,7 @@ def _grade(pixels: npt.NDArray[np.float32], attributes: Attributes) -> npt.NDArr
     """Returns the pixels with the palette's cast, saturation and brightness, as uint8."""
     # Luma of ITU-R BT.601, summed in a fixed order, so that every machine draws the same picture.
     grey = pixels[..., 0] * np.float32(0.299) + pixels[..., 1] * np.float32(0.587) + pixels[..., 2] * np.float32(0.114)
-    saturation = {-1: 0.35, 0: 0.9, 1: 1.6}[attributes.saturation]
+    saturation = {-1: 0.4, 0: 0.95, 1: 1.6}[attributes.saturation]
     graded = grey[..., None] + (pixels - grey[..., None]) * np.float32(saturation)
     cast = {"none": (1.0, 1.0, 1.0), "warm": (1.06, 1.0, 0.9), "cool": (0.92, 0.99, 1.08)}[attributes.tint]
     graded *= np.asarray(cast, dtype=np.float32)
