@@ -11,7 +11,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.context import empty_context, read, read_tree
+from emocaliber.runtime.context import Context, empty_context, read, read_tree
 from emocaliber.runtime.decoding import GREEDY, Sampling, generate
 from emocaliber.runtime.engine import KeyValues, OnnxEngine
 from emocaliber.runtime.errors import InputError
@@ -19,7 +19,7 @@ from emocaliber.runtime.grammar import CONFIDENCE_GRID, Mode
 from emocaliber.runtime.manifest import DecoderShape
 from emocaliber.runtime.scoring import Scored, Scorer
 from emocaliber.runtime.tokenization import PromptTokenizer
-from emocaliber.runtime.tree import build_tree
+from emocaliber.runtime.tree import LabelTree, build_tree
 
 SHAPE = DecoderShape(num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, vocab_size=20, max_positions=64)
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
@@ -278,3 +278,32 @@ def test_labels_that_cannot_be_used(real: tuple[Bundle, PromptTokenizer, OnnxEng
     scorer.score(pixels[:1], many[:fitting], "reason", GREEDY, verbalize=True)
     with pytest.raises(InputError, match="of them fit"):
         scorer.score(pixels[:1], many[: fitting + 1], "reason", GREEDY, verbalize=False)
+
+
+def test_every_reasoning_states_its_confidence_for_its_own_images_best_label(
+    real: tuple[Bundle, PromptTokenizer, OnnxEngine], pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, tokenizer, engine = real
+    scorer = Scorer(bundle.manifest, tokenizer, engine)
+    chosen: list[list[int]] = []
+    along = Context.along
+
+    def recorded(context: Context, tree: LabelTree, choices: Sequence[int]) -> Context:
+        chosen.append(list(choices))
+        return along(context, tree, choices)
+
+    monkeypatch.setattr(Context, "along", recorded)
+    # Two reasonings each for three images. In the second image they disagree: 0.9 + 0.4 for label 1 beats 0.1 + 0.6.
+    likelihoods = [[[9, 1], [8, 2]], [[1, 9], [6, 4]], [[2, 8], [1, 9]]]
+    monkeypatch.setattr(
+        scorer,
+        "_reasoned",
+        lambda plan, features, sampling: (
+            np.log(likelihoods).reshape(6, 2),
+            real_reasoned(plan, features, sampling)[1],
+            (("", ""),) * 3,
+        ),
+    )
+    real_reasoned = Scorer._reasoned.__get__(scorer)
+    scorer.score(pixels[:3], ("joy", "awe"), "reason", Sampling(samples=2), verbalize=True)
+    assert chosen == [[0, 0, 1, 1, 1, 1]]
