@@ -24,12 +24,13 @@ from emocaliber.runtime.images import IMAGE_SUFFIXES
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.prediction import LINE_KEYS
 from emocaliber.runtime.samples import read_samples
+from emocaliber.runtime.taxonomy import Taxonomy
 
 from .console import write_text
 from .inference import (
     Question,
     add_prediction_arguments,
-    check_question,
+    candidates_of,
     json_line,
     load_model,
     predict_path,
@@ -71,9 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     _refuse_existing(out, partial, resume=arguments.resume)
     items = find_items(arguments.input, question_of(arguments))
     with load_model(arguments) as model:
-        for question in dict.fromkeys(item.question for item in items):
-            check_question(model, question)
-        done = _read_done(partial, items) if arguments.resume else []
+        taxonomies = {question: candidates_of(model, question) for question in {item.question for item in items}}
+        done = _read_done(partial, _settings(model, items, taxonomies)) if arguments.resume else []
         with _collected(partial) as stream:
             failed = _predict(model, items, done, stream)
     _finish(partial, out)
@@ -128,40 +128,63 @@ def _refuse_existing(out: Path, partial: Path, *, resume: bool) -> None:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or delete it")
 
 
-def _read_done(partial: Path, items: Sequence[Item]) -> list[dict[str, Any]]:
+def _settings(
+    model: EmotionModel, items: Sequence[Item], taxonomies: Mapping[Question, Taxonomy]
+) -> dict[str, list[dict[str, object]]]:
+    """Returns for every image what the lines of this run state; several for an image that is asked several times."""
+    table: dict[str, list[dict[str, object]]] = {}
+    for item in items:
+        taxonomy = taxonomies[item.question]
+        stated = {
+            "taxonomy": taxonomy.name,
+            "labels": list(taxonomy.labels),
+            "mode": item.question.mode,
+            "coverage": item.question.coverage,
+            "bundle": [model.manifest.name, model.manifest.version, model.precision],
+        }
+        table.setdefault(item.image, []).append(stated)
+    return table
+
+
+def _read_done(partial: Path, settings: Mapping[str, list[dict[str, object]]]) -> list[dict[str, Any]]:
     """Returns the lines of an interrupted run, and cuts a torn last one off the file.
 
     Raises:
-        ArtifactError: If the file is damaged, or comes from a run with other images or options.
+        ArtifactError: If the file is damaged, or comes from a run with other images, another bundle or other options.
     """
     if not partial.exists():
         return []
     content = partial.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    asked = {item.image: item.question for item in items}
-    lines = [_done_line(text, asked, f"{partial}, line {number}") for number, text in enumerate(whole.splitlines(), 1)]
+    lines = [
+        _done_line(text, settings, f"{partial}, line {number}") for number, text in enumerate(whole.splitlines(), 1)
+    ]
     if len(whole) < len(content):
         with partial.open("r+b") as stream:
             stream.truncate(len(whole))
     return lines
 
 
-def _done_line(text: bytes, asked: Mapping[str, Question], where: str) -> dict[str, Any]:
+def _done_line(text: bytes, settings: Mapping[str, list[dict[str, object]]], where: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise ArtifactError(f"{where} is damaged ({error}); delete the file to start over") from error
-    question = asked.get(line["image"]) if isinstance(line, dict) and isinstance(line.get("image"), str) else None
-    if question is None:
+        line = dict(json.loads(text))
+        stated = settings.get(line["image"], [])
+        if "error" in line and stated:
+            return line
+        found = {key: line.get(key) for key in ("taxonomy", "mode", "coverage")}
+        found["labels"] = list(line.get("distribution", ()))
+        found["bundle"] = [line.get("bundle", {}).get(key) for key in ("name", "version", "precision")]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{where} is damaged ({error!r}); delete the file to start over") from error
+    if not stated:
         raise ArtifactError(f"{where} is of no image of the input; delete the file to start over")
-    if "error" not in line:
-        for key in ("mode", "coverage"):
-            if line.get(key) != getattr(question, key):
-                raise ArtifactError(
-                    f"{where} was made with {key} {line.get(key)!r}, not {getattr(question, key)!r}; "
-                    "give the same options, or delete the file to start over"
-                )
-    return dict(line)
+    if found not in stated:
+        key = next(key for key in stated[0] if found[key] != stated[0][key])
+        raise ArtifactError(
+            f"{where} was made with {key} {found[key]!r}, not {stated[0][key]!r}; "
+            "give the same options, or delete the file to start over"
+        )
+    return line
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from emocaliber.runtime.grammar import MODES, Mode
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.prediction import Prediction
-from emocaliber.runtime.taxonomy import resolve_taxonomy
+from emocaliber.runtime.taxonomy import Taxonomy, resolve_taxonomy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +107,15 @@ def load_model(arguments: argparse.Namespace) -> EmotionModel:
     )
 
 
-def check_question(model: EmotionModel, question: Question) -> None:
-    """Raises before any image is read if the candidates cannot be used: one message, not one an image.
+def candidates_of(model: EmotionModel, question: Question) -> Taxonomy:
+    """Returns the label set the question is about; asked before any image is read, so that a bad one is one message.
 
     Raises:
         InputError: If the taxonomy is unknown or the labels are unusable.
     """
     if question.labels is not None:
-        resolve_taxonomy(labels=question.labels)
-    else:
-        model.bundle.manifest.taxonomy(question.taxonomy)
+        return resolve_taxonomy(labels=question.labels)
+    return model.manifest.taxonomy(question.taxonomy)
 
 
 def predict_path(model: EmotionModel, path: str, question: Question) -> Prediction | Unreadable:

@@ -12,7 +12,7 @@ from .console import write_text
 from .inference import (
     Unreadable,
     add_prediction_arguments,
-    check_question,
+    candidates_of,
     json_line,
     load_model,
     predict_path,
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     question = question_of(arguments)
     status = EXIT_OK
     with load_model(arguments) as model:
-        check_question(model, question)
+        candidates_of(model, question)
         for path in arguments.images:
             result = predict_path(model, path, question)
             if isinstance(result, Unreadable):

@@ -199,22 +199,48 @@ def test_existing_files_are_never_overwritten(
     ("line", "message"),
     [
         ("{torn in the middle", "line 1 is damaged"),
-        ("[1, 2]", "of no image of the input"),
+        ("[1, 2]", "line 1 is damaged"),
+        ('{"label": "joy"}', "line 1 is damaged"),
         ('{"image": "elsewhere.png", "error": {}}', "of no image of the input"),
-        ('{"image": "IMAGE", "mode": "reason", "coverage": 0.9}', "made with mode 'reason', not 'direct'"),
-        ('{"image": "IMAGE", "mode": "direct", "coverage": 0.8}', "made with coverage 0.8, not 0.9"),
     ],
 )
-def test_partial_file_of_another_run_is_refused_and_kept(
+def test_damaged_partial_file_is_refused_and_kept(
     tiny_bundle: Path, folder: Path, tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    content = line.replace("IMAGE", str(folder / "a.png")) + "\n"
-    partial_of(out).write_text(content)
+    partial_of(out).write_text(line + "\n")
     assert run(tiny_bundle, folder, out, "--resume") == 1
     assert message in capsys.readouterr().err
-    assert partial_of(out).read_text() == content
+    assert partial_of(out).read_text() == line + "\n"
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode", "reason"], "made with mode 'direct', not 'reason'"),
+        (["--coverage", "0.8"], "made with coverage 0.9, not 0.8"),
+        (["--taxonomy", "sentiment-2"], "made with taxonomy 'emotion6-7', not 'sentiment-2'"),
+        (["--precision", "fp32"], "'int8'], not ['tiny-random', '0.0.1', 'fp32']"),
+    ],
+)
+def test_resume_with_other_options_is_refused(
+    tiny_bundle: Path,
+    folder: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        Interruption(patch, at=2)
+        assert run(tiny_bundle, folder, out) == 130
+    before = partial_of(out).read_bytes()
+    assert run(tiny_bundle, folder, out, "--resume", *words) == 1
+    assert message in capsys.readouterr().err
+    assert partial_of(out).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_text_for_people(tiny_bundle: Path, photo: str, broken: str, capsys: pyt
         (["--taxonomy", "plutchik"], "unknown taxonomy 'plutchik'"),
         (["--labels", "joy,joy"], "same label"),
         (["--labels", "joy,,fear"], "label '' is empty"),
-        (["--labels", "joy,</answer>"], "labels are words, never tags"),
+        (["--labels", "joy,</answer>"], "holds '<'"),
         (["--labels", "joy"], "needs 2 to 1000 labels, got 1"),
         (["--precision", "int3"], "no precision 'int3'"),
         (["--samples", "3"], "needs --mode reason"),
