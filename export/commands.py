@@ -1,0 +1,137 @@
+"""``emocaliber export onnx|bundle|verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emocaliber.runtime.errors import ConfigError
+from emocaliber.runtime.prompts import PromptTemplate
+from emocaliber.runtime.records import from_mapping, to_mapping
+
+from .bundle import BundleSpec, check_free, staged, write_bundle
+from .graphs import VISION, export_graphs
+from .quantize import quantize_int8
+from .sources import load_source
+from .verify import verify_graphs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_TAXONOMY = "emotion6-7"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the three subcommands."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    onnx = actions.add_parser("onnx", help="write the three ONNX graphs of a model, float32 and 8-bit")
+    onnx.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by transformers")
+    onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    onnx.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 to 21 (default 20)")
+    onnx.add_argument("--overwrite", action="store_true", help="replace graphs that stand there")
+    onnx.set_defaults(action_run=_run_onnx)
+
+    bundle = actions.add_parser("bundle", help="write a bundle: graphs, their proof, tokenizer, prompts, model card")
+    bundle.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by transformers")
+    bundle.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    bundle.add_argument("--name", help="name of the model (default: from the recipe, else the folder's)")
+    bundle.add_argument(
+        "--model-version", metavar="V", help="version of the model (default: from the recipe, else 0.1.0)"
+    )
+    bundle.add_argument("--license", metavar="SPDX", help="licence of the weights (default: from the recipe)")
+    bundle.add_argument(
+        "--taxonomy", action="append", metavar="T", help="label set the model was trained for; repeat for more"
+    )
+    bundle.add_argument("--recipe", type=Path, metavar="FILE.toml", help="its prompt, taxonomy and bundle are used")
+    bundle.add_argument("--provenance", type=Path, metavar="FILE.json", help="what the model was made from")
+    bundle.add_argument(
+        "--precision", action="append", choices=("fp32", "int8"), help="variant to ship; repeat for both"
+    )
+    bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
+    bundle.set_defaults(action_run=_run_bundle)
+
+    verify = actions.add_parser("verify", help="compare a bundle's graphs with the model they came from")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
+    verify.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="folder written by transformers")
+    verify.set_defaults(action_run=_run_verify)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the chosen subcommand and returns the exit status."""
+    action: Callable[[argparse.Namespace], int] = arguments.action_run
+    return action(arguments)
+
+
+def _run_onnx(arguments: argparse.Namespace) -> int:
+    check_free(arguments.out, overwrite=arguments.overwrite, mark=f"{VISION}.onnx")
+    model, _ = load_source(arguments.model)
+    with staged(arguments.out) as folder:
+        export_graphs(model, folder, opset=arguments.opset)
+        report = quantize_int8(folder)
+    for name, graph in report.graphs.items():
+        kept = ", ".join(f"{count} {kind}" for kind, count in graph.float_nodes.items()) or "none"
+        sys.stdout.write(
+            f"{name}: {graph.bytes_before:,} bytes, int8 {graph.bytes_after:,}; "
+            f"{graph.quantized} weight matrices in 8 bits, kept in float: {kept}\n"
+        )
+    return 0
+
+
+def _run_bundle(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    check_free(arguments.out, overwrite=arguments.overwrite)
+    model, processor = load_source(arguments.model)
+    write_bundle(arguments.out, model, processor, spec, overwrite=arguments.overwrite)
+    size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
+    sys.stdout.write(f"{arguments.out}: {spec.name} {spec.version}, {size_bytes:,} bytes, verified\n")
+    return 0
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    model, processor = load_source(arguments.model)
+    report = verify_graphs(model, arguments.bundle, processor=processor)
+    sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
+    return 0
+
+
+def _spec(arguments: argparse.Namespace) -> BundleSpec:
+    """Returns what the bundle says about itself: options first, then the recipe, then defaults.
+
+    Raises:
+        ConfigError: If the recipe or provenance cannot be read, or no licence is given.
+    """
+    recipe = _read(arguments.recipe, tomllib.loads, "recipe") if arguments.recipe else {}
+    table = recipe.get("bundle", {})
+    license_ = arguments.license or table.get("license")
+    if not license_:
+        raise ConfigError("no licence for the weights: give --license SPDX, or a recipe with bundle.license")
+    precisions = tuple(dict.fromkeys(arguments.precision or ("fp32", "int8")))
+    return BundleSpec(
+        name=arguments.name or table.get("name") or arguments.model.resolve().name,
+        version=arguments.model_version or table.get("version") or "0.1.0",
+        license=license_,
+        taxonomies=tuple(dict.fromkeys(arguments.taxonomy or [recipe.get("taxonomy", DEFAULT_TAXONOMY)])),
+        template=from_mapping(PromptTemplate, recipe.get("prompt", {}), f"recipe {arguments.recipe}, prompt"),
+        precisions=precisions,
+        default_precision="int8" if "int8" in precisions else precisions[0],
+        provenance=_read(arguments.provenance, json.loads, "provenance") if arguments.provenance else {},
+    )
+
+
+def _read(path: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{what} {path} cannot be parsed: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} {path} must hold a table, found {type(content).__name__}")
+    return content

@@ -1,0 +1,96 @@
+"""The model's own outputs, computed by transformers without any of the exported code: what graphs are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedPrompts:
+    """Prompts of different lengths in one batch, padded on the left."""
+
+    ids: Ints
+    """Token ids [B, S]; image tokens stand where image features go."""
+    mask: npt.NDArray[np.bool_]
+    """True for tokens, False for padding [B, S]."""
+    pixels: Floats
+    """One image per prompt [B, 3, T, T]."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], pixels: Floats, pad: int) -> PaddedPrompts:
+        """Returns the batch of these prompts and images."""
+        longest = max(map(len, prompts))
+        ids = np.full((len(prompts), longest), pad, np.int64)
+        mask = np.zeros((len(prompts), longest), np.bool_)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = prompt
+            mask[row, longest - len(prompt) :] = True
+        return cls(ids=ids, mask=mask, pixels=pixels)
+
+    def positions(self) -> Ints:
+        """Returns positions [B, S] that count from 0 at the first token of each row; 0 on padding."""
+        return np.maximum(np.cumsum(self.mask, axis=1, dtype=np.int64) - 1, 0)
+
+
+def decoded_logits(model: Any, batch: PaddedPrompts, steps: int) -> Iterator[tuple[Floats, Ints]]:
+    """Yields logits [B, vocab] after the prompt and after each of ``steps`` greedy tokens, with the next tokens [B].
+
+    Args:
+        model: The transformers model, in evaluation mode.
+        batch: The prompts.
+        steps: Number of decode steps with the key/value cache.
+    """
+    mask = torch.from_numpy(batch.mask.astype(np.int64))
+    inputs: dict[str, Any] = {
+        "input_ids": torch.from_numpy(batch.ids),
+        "position_ids": torch.from_numpy(batch.positions()),
+        "pixel_values": torch.from_numpy(batch.pixels)[:, None],
+    }
+    cache = None
+    with torch.no_grad():
+        for _ in range(steps + 1):
+            output = model(**inputs, attention_mask=mask, past_key_values=cache, use_cache=True)
+            logits = output.logits[:, -1].float()
+            cache = output.past_key_values
+            tokens = logits.argmax(dim=-1)
+            yield logits.numpy(), tokens.numpy()
+            mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], dim=1)
+            inputs = {"input_ids": tokens[:, None], "position_ids": mask.sum(dim=1, keepdim=True) - 1}
+
+
+def label_scores(
+    model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]], pixels: Floats
+) -> npt.NDArray[np.float64]:
+    """Returns each answer's log-likelihood [K] in nats, one whole pass of prompt and answer each.
+
+    Args:
+        model: The transformers model, in evaluation mode.
+        prompt: Token ids up to where the answer starts, image tokens included.
+        answers: Token ids of each answer, closing tag included.
+        pixels: The image [1, 3, T, T].
+    """
+    scores = np.empty(len(answers))
+    with torch.no_grad():
+        for place, answer in enumerate(answers):
+            ids = torch.tensor([[*prompt, *answer]])
+            logits = model(input_ids=ids, pixel_values=torch.from_numpy(pixels)[None], use_cache=False).logits[0]
+            predicted = torch.log_softmax(logits[len(prompt) - 1 : -1].double(), dim=-1)
+            scores[place] = float(predicted.gather(1, torch.tensor(answer)[:, None]).sum())
+    return scores
+
+
+def expected_pixels(image_processor: Any, image: npt.NDArray[np.uint8]) -> Floats:
+    """Returns [1, 3, T, T] float32 as the transformers image processor makes it of uint8 (H, W, 3)."""
+    output = image_processor(
+        [[image]], do_image_splitting=False, input_data_format="channels_last", return_tensors="np"
+    )
+    return cast("Floats", output["pixel_values"][0].astype(np.float32))

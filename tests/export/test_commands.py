@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emocaliber.export import bundle as bundle_module
+from emocaliber.export import commands
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.cli import main
+
+
+@pytest.fixture(autouse=True)
+def quick(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the float graphs of the session's bundle instead of exporting the same model again."""
+
+    def copy_graphs(_model: Any, folder: Path, *, opset: int) -> None:
+        for name in ("vision_encoder", "embed_tokens", "decoder_model_merged"):
+            shutil.copy2(written / f"{name}.onnx", folder)
+
+    monkeypatch.setattr(bundle_module, "export_graphs", copy_graphs)
+    monkeypatch.setattr(commands, "export_graphs", copy_graphs)
+
+
+def test_bundle_from_a_folder_and_a_recipe(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'taxonomy = "sentiment-2"\n[prompt]\ndirect = "Choose from {labels}."\n'
+        '[bundle]\nname = "from-recipe"\nlicense = "CC-BY-4.0"\n'
+    )
+    facts = tmp_path / "facts.json"
+    facts.write_text('{"training_data": "photographs"}')
+    out = tmp_path / "out"
+    options = ["--recipe", str(recipe), "--provenance", str(facts), "--precision", "int8"]
+    assert main(["export", "bundle", str(model_folder), "--out", str(out), *options]) == 0
+    with Bundle.open(out) as bundle:
+        manifest = bundle.manifest
+    assert (manifest.name, manifest.license, manifest.default_precision) == ("from-recipe", "CC-BY-4.0", "int8")
+    assert list(manifest.taxonomies) == ["sentiment-2"]
+    assert manifest.prompts.direct.before_image == "<|im_start|>User: Choose from {labels}."
+    assert manifest.provenance["training_data"] == "photographs"
+    assert capsys.readouterr().out.startswith(f"{out}: from-recipe 0.1.0, ")
+
+
+def test_verify_prints_the_report(model_folder: Path, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "verify", str(written), "--model", str(model_folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["precisions"]["fp32"]["greedy_mismatches"] == 0
+
+
+def test_onnx_writes_six_graphs(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "graphs"
+    assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 0
+    assert len(list(out.glob("*.onnx"))) == 6
+    assert "13 weight matrices in 8 bits, kept in float: 1 Conv, 1 Add" in capsys.readouterr().out
+    assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 1
+    assert main(["export", "onnx", str(model_folder), "--out", str(out), "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "holds no transformers model: cannot read config.json"),
+        ("{", "holds no transformers model: cannot read config.json"),
+        ('{"model_type": "llama"}', "holds a 'llama' model; supported: idefics3, smolvlm"),
+        ('{"model_type": "idefics3"}', "transformers cannot load"),
+    ],
+)
+def test_folder_without_a_usable_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str | None, message: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    if config is not None:
+        (source / "config.json").write_text(config)
+    out = tmp_path / "out"
+    assert main(["export", "bundle", str(source), "--out", str(out), "--license", "MIT"]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "no licence for the weights"),
+        (["--license", "MIT", "--taxonomy", "moods"], "unknown taxonomies ['moods']"),
+        (["--recipe", "missing.toml"], "cannot read recipe missing.toml"),
+        (["--license", "MIT", "--recipe", "RECIPE"], "unknown key style"),
+        (["--license", "MIT", "--provenance", "FACTS"], "must hold a table, found list"),
+    ],
+)
+def test_bad_options(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    recipe, facts = tmp_path / "recipe.toml", tmp_path / "facts.json"
+    recipe.write_text('[prompt]\nstyle = "plain"\n')
+    facts.write_text("[1]")
+    words = [{"RECIPE": str(recipe), "FACTS": str(facts)}.get(word, word) for word in options]
+    assert main(["export", "bundle", str(model_folder), "--out", str(tmp_path / "out"), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["export"], ["export", "tensorrt"], ["export", "bundle", "somewhere"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+    assert capsys.readouterr().out == ""
