@@ -13,6 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from emocaliber.evaluate.prompting import (
+    decoder_shape,
+    end_tokens,
+    image_block_of,
+    preprocessing_of,
+    render_prompts,
+    suppressed_tokens,
+    tokenizer_json,
+)
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError, ExportError
@@ -32,16 +41,8 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.strict_json import parse_json
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
-from .graphs import DECODER, EMBED, VISION, decoder_shape, export_graphs
+from .graphs import DECODER, EMBED, VISION, export_graphs
 from .model_card import model_card
-from .prompting import (
-    end_tokens,
-    image_block_of,
-    preprocessing_of,
-    render_prompts,
-    suppressed_tokens,
-    tokenizer_json,
-)
 from .quantize import SUFFIX, QuantizationReport, quantize_int8
 from .verify import PARITY_NAME, Tolerances, verify_graphs
 

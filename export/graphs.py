@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from emocaliber.evaluate.prompting import decoder_shape
 from emocaliber.runtime.errors import ConfigError, ExportError
 
 SUPPORTED_MODEL_TYPES = ("idefics3", "smolvlm")
@@ -274,20 +275,6 @@ def _export_decoder(model: Any, path: Path, opset: int) -> None:
         outputs=["logits", *_cache_names("present", layers)],
     )
     _export(Decoder(model), arguments, dynamic, names, path, opset)
-
-
-def decoder_shape(model: Any) -> dict[str, int]:
-    """Returns the sizes a runtime needs to feed the decoder, as the bundle's ``decoder`` table names them."""
-    text = model.config.text_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return {
-        "num_layers": text.num_hidden_layers,
-        "num_kv_heads": text.num_key_value_heads,
-        "head_dim": head_dim,
-        "hidden_size": text.hidden_size,
-        "vocab_size": text.vocab_size,
-        "max_positions": text.max_position_embeddings,
-    }
 
 
 def _cache_names(prefix: str, layers: Sequence[int]) -> list[str]:

@@ -39,7 +39,7 @@ COMMANDS = {
     "train": Command("emocaliber.train.commands.train", "train", "the teacher's stages: reason, verbalize, calibrate"),
     "distill": Command("emocaliber.distill.commands", "train", "from the teacher to a small student"),
     "export": Command("emocaliber.export.commands", "export", "ONNX graphs, their proof, and the bundle"),
-    "quickstart": Command("emocaliber.recipes.commands", "train,export", "the whole pipeline, small, on a CPU"),
+    "quickstart": Command("emocaliber.distill.quickstart", "train,export", "the whole pipeline, small, on a CPU"),
 }
 
 
@@ -55,7 +55,8 @@ def build_parser(selected: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"emocaliber {version('emocaliber')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help[0].upper() + command.help[1:])
+        title = command.help[0].upper() + command.help[1:]
+        subparser = subparsers.add_parser(name, help=command.help, description=title)
         if name == selected:
             module = _load(name, command)
             module.configure(subparser)

@@ -117,7 +117,8 @@ def parse_response(text: str, candidates: Sequence[str], mode: Mode, *, needs_co
         else:
             expected = min(opened, 1)
         if opened != expected or closed != expected:
-            raise ResponseError(f"<{tag}> is opened {opened} and closed {closed} times, expected {expected} in {mode} mode")
+            counts = f"opened {opened} and closed {closed} times"
+            raise ResponseError(f"<{tag}> is {counts}, expected {expected} in {mode} mode")
     names = [*(("think", *REASONING_TAGS) if mode == "reason" else ()), "answer"]
     if "<confidence>" in text:
         names.append("confidence")

@@ -53,7 +53,7 @@ class RenderedPrompt:
 
     def __post_init__(self) -> None:
         if self.before_image.count(LABELS_FIELD) != 1:
-            raise ConfigError(f"rendered prompt must hold {LABELS_FIELD} once before the image, got {self.before_image!r}")
+            raise ConfigError(f"rendered prompt must hold {LABELS_FIELD} once before image, got {self.before_image!r}")
 
     def prefix(self, labels: Sequence[str]) -> str:
         """Returns the constant text before the image for these candidates."""

@@ -59,11 +59,11 @@ def _check_labels(labels: Sequence[str]) -> None:
         if not label or label != label.strip():
             raise InputError(f"label {label!r} is empty or starts or ends with white space; give a plain word")
         if len(label) > MAX_LABEL_LENGTH:
-            raise InputError(f"label {label[:20]!r}... has {len(label)} characters, at most {MAX_LABEL_LENGTH} are allowed")
+            raise InputError(f"label {label[:20]!r}... has {len(label)} characters, at most {MAX_LABEL_LENGTH} may be")
         bad = _FORBIDDEN.search(label)
         if bad or any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") for char in label):
             what = repr(bad.group()) if bad else "a control character"
-            raise InputError(f"label {label!r} holds {what}: labels are words, never tags, brackets or control characters")
+            raise InputError(f"label {label!r} holds {what}: labels are words, never tags or control codes")
         folded = unicodedata.normalize("NFKC", label).casefold()
         if folded in seen:
             raise InputError(f"labels {seen[folded]!r} and {label!r} are the same label; remove one")
@@ -92,9 +92,7 @@ TAXONOMIES: dict[str, Taxonomy] = {
             aliases=(("cheerfulness", "cheerfullness"), ("irritability", "irritabilty")),
         ),
         Taxonomy(name="unbiasedemo-6", labels=("anger", "fear", "joy", "love", "sadness", "surprise")),
-        Taxonomy(
-            name="emotion6-7", labels=("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
-        ),
+        Taxonomy(name="emotion6-7", labels=("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")),
         Taxonomy(name="sentiment-2", labels=POLARITY_2),
         Taxonomy(
             name="ferplus-8",

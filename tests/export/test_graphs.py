@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emocaliber.export.graphs import check_supported, decoder_shape, export_graphs
+from emocaliber.evaluate.prompting import decoder_shape
+from emocaliber.export.graphs import check_supported, export_graphs
 from emocaliber.runtime.errors import ConfigError, ExportError
 
 

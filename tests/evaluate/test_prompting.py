@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_model import build_processor
 from tokenizers import Tokenizer
 
-from emocaliber.export.prompting import image_block_of, preprocessing_of, render_prompts, tokenizer_json
+from emocaliber.evaluate.prompting import image_block_of, preprocessing_of, render_prompts, tokenizer_json
 from emocaliber.runtime.errors import ExportError
 from emocaliber.runtime.prompts import PromptTemplate
 

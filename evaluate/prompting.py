@@ -1,4 +1,4 @@
-"""What a bundle must know of a transformers processor: prompts, image block, preprocessing, special tokens."""
+"""What a bundle must know of a transformers model and processor: prompts, image block, preprocessing, sizes, ids."""
 
 from __future__ import annotations
 
@@ -140,3 +140,17 @@ def tokenizer_json(tokenizer: Any) -> str:
     plain.no_padding()
     plain.no_truncation()
     return plain.to_str()
+
+
+def decoder_shape(model: Any) -> dict[str, int]:
+    """Returns the sizes a runtime needs to feed the decoder, as the bundle's ``decoder`` table names them."""
+    text = model.config.text_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return {
+        "num_layers": text.num_hidden_layers,
+        "num_kv_heads": text.num_key_value_heads,
+        "head_dim": head_dim,
+        "hidden_size": text.hidden_size,
+        "vocab_size": text.vocab_size,
+        "max_positions": text.max_position_embeddings,
+    }

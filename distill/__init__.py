@@ -1,0 +1,1 @@
+"""From the teacher's traces to a small student whose probabilities can be believed."""

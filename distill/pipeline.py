@@ -1,0 +1,279 @@
+"""The whole pipeline in one run: three stages, distillation, export, calibration, measurement, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emocaliber.evaluate.intervals import paired_difference
+from emocaliber.evaluate.metrics import brier_losses, mean_set_size, set_coverage
+from emocaliber.evaluate.records import Comparison, CoverageRow, Example, ReportData, StageResult
+from emocaliber.evaluate.report import render_report
+from emocaliber.evaluate.summary import expected_correctness
+from emocaliber.export.bundle import replace_calibration
+from emocaliber.runtime import EmotionModel
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.files import atomic_write
+from emocaliber.runtime.grammar import Mode
+from emocaliber.runtime.prediction import Prediction
+from emocaliber.runtime.records import to_mapping
+from emocaliber.runtime.samples import Sample
+from emocaliber.train.recipe import Recipe
+from emocaliber.train.run import Stage
+from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run_verbalize
+from emocaliber.train.workspace import Workspace, load_samples
+
+from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
+from .stages import open_model, run_bundle, run_collect, run_fit, run_student
+
+REASON_IMAGES = 600
+"""Held-out images on which reason mode is measured; it writes a text for each."""
+
+COVERAGES = (0.8, 0.9, 0.95)
+EXAMPLES = 8
+
+_TITLES = {
+    "reason": "1 · reason (SFT)",
+    "verbalize": "2 · verbalize (SFT)",
+    "calibrate": "3 · calibrate (GRPO)",
+    "student": "student, float",
+}
+
+
+@dataclass
+class _Measured:
+    """What the run has measured so far."""
+
+    results: list[StageResult] = field(default_factory=list)
+    coverage: list[CoverageRow] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    stated: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    """Stage to (stated confidences, expected correctness) in reason mode."""
+
+
+def run_pipeline(recipe: Recipe, root: Path) -> Path:
+    """Returns the bundle of a whole run; ``metrics.json`` and ``report.html`` stand beside it.
+
+    Stages that are finished are kept, so that a run that was interrupted goes on where it stopped.
+
+    Args:
+        recipe: A recipe with every table.
+        root: Folder of the run.
+    """
+    workspace = Workspace(root)
+    started = time.perf_counter()
+    wall = _run_stages(recipe, workspace)
+    test = load_samples(recipe, workspace, "test")
+    truth = truth_of(test)
+    _say("measuring on held-out images")
+    measured = _Measured()
+    for name in ("reason", "verbalize", "calibrate", "student"):
+        _measure_model(name, recipe, workspace, test, truth, wall, measured)
+    predictions = _measure_bundle(workspace, test, truth, wall, measured)
+    _compare_confidences(truth, measured)
+    total_s = time.perf_counter() - started
+    metrics = _metrics(recipe, measured, wall, total_s)
+    atomic_write(root / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    atomic_write(root / "report.html", render_report(_report(recipe, measured, test, truth, predictions, total_s)))
+    _record_in_card(workspace.bundle, metrics)
+    return workspace.bundle
+
+
+def _run_stages(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
+    """Runs every stage and returns the seconds each took."""
+    steps: dict[str, Callable[..., Stage | Path]] = {
+        "reason": run_reason,
+        "annotate": run_annotate,
+        "verbalize": run_verbalize,
+        "calibrate": run_calibrate,
+        "collect": run_collect,
+        "student": run_student,
+        "bundle": run_bundle,
+        "fit": run_fit,
+    }
+    path = workspace.root / "wall.json"
+    wall: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    load_samples(recipe, workspace, "train")
+    for number, (name, step) in enumerate(steps.items(), 1):
+        _say(f"[{number}/{len(steps)}] {name}")
+        started = time.perf_counter()
+        result = step(recipe, workspace, resume=True)
+        spent = time.perf_counter() - started
+        wall[name] = result.wall_s if isinstance(result, Stage) else max(spent, wall.get(name, 0.0))
+        atomic_write(path, json.dumps(wall))
+    return wall
+
+
+def _measure_model(
+    name: str,
+    recipe: Recipe,
+    workspace: Workspace,
+    test: list[Sample],
+    truth: Truth,
+    wall: dict[str, float],
+    measured: _Measured,
+) -> None:
+    """Measures a model in memory: reason mode, and for the student direct mode too."""
+    model = open_model(recipe, workspace.stage(name))
+    modes: tuple[Mode, ...] = ("direct", "reason") if name == "student" else ("reason",)
+    for mode in modes:
+        chosen = test if mode == "direct" else test[:REASON_IMAGES]
+        states = mode == "reason" and name != "reason"
+        probabilities, stated = teacher_outputs(model, chosen, mode, verbalize=states)
+        if stated is not None:
+            labels = truth.labels[: len(chosen)]
+            measured.stated[name] = (stated, expected_correctness(probabilities, labels))
+        measured.results.append(
+            stage_result(
+                name if mode == "reason" and name != "student" else f"student_float_{mode}",
+                _TITLES[name],
+                mode,
+                truth,
+                probabilities,
+                verbalized=stated,
+                wall_s=wall[name],
+            )
+        )
+
+
+def _measure_bundle(
+    workspace: Workspace, test: list[Sample], truth: Truth, wall: dict[str, float], measured: _Measured
+) -> list[Prediction]:
+    """Measures the exported, quantised, calibrated student through the public API; returns its direct predictions."""
+    direct: list[Prediction] = []
+    with EmotionModel.load(workspace.bundle) as model:
+        for mode, chosen in (("direct", test), ("reason", test[:REASON_IMAGES])):
+            probabilities, stated, predictions = bundle_outputs(model, chosen, mode)  # type: ignore[arg-type]
+            title = f"student, {model.precision}, calibrated"
+            for coverage in COVERAGES:
+                members = set_members(predictions, coverage)
+                measured.coverage.append(
+                    CoverageRow(
+                        name=f"{title} ({mode})",
+                        target=coverage,
+                        coverage=set_coverage(members, truth.labels[: len(chosen)]),
+                        size=mean_set_size(members),
+                        n=len(chosen),
+                    )
+                )
+            measured.results.append(
+                stage_result(
+                    f"student_{model.precision}_{mode}",
+                    title,
+                    mode,  # type: ignore[arg-type]
+                    truth,
+                    probabilities,
+                    verbalized=stated,
+                    sets=set_members(predictions, 0.9),
+                    wall_s=wall["bundle"] + wall["fit"],
+                )
+            )
+            direct = direct or predictions
+    return direct
+
+
+def _compare_confidences(truth: Truth, measured: _Measured) -> None:
+    """Compares the stated confidence before and after reinforcement, on the same images."""
+    losses = {name: brier_losses(*measured.stated[name]) for name in ("verbalize", "calibrate")}
+    measured.comparisons.append(
+        Comparison(
+            title="Brier score of the stated confidence: calibrate minus verbalize",
+            interval=paired_difference(losses["verbalize"], losses["calibrate"]),
+        )
+    )
+
+
+def _metrics(recipe: Recipe, measured: _Measured, wall: dict[str, float], total_s: float) -> dict[str, Any]:
+    difference = measured.comparisons[0].interval
+    return {
+        "recipe": recipe.name,
+        "taxonomy": recipe.taxonomy,
+        "seed": recipe.seed,
+        "emocaliber": version("emocaliber"),
+        "stages": {
+            result.name: {"title": result.title, "mode": result.mode, **result.metrics, "intervals": result.intervals}
+            for result in measured.results
+        },
+        "verbalized_brier_calibrate_minus_verbalize": {
+            "difference": difference.estimate,
+            "interval": list(difference.bounds),
+            "level": difference.level,
+        },
+        "coverage": [to_mapping(row) for row in measured.coverage],
+        "wall_s": {**wall, "total": total_s},
+    }
+
+
+def _report(
+    recipe: Recipe, measured: _Measured, test: list[Sample], truth: Truth, predictions: list[Prediction], total_s: float
+) -> ReportData:
+    return ReportData(
+        title=f"EmoCaliber {recipe.name}",
+        subtitle=(
+            "A small vision-language model learnt to reason about scenes, to state a confidence, and to mean it; a "
+            "smaller one learnt from it, was exported, quantised and calibrated. Every figure is on held-out images."
+        ),
+        stages=tuple(measured.results),
+        examples=tuple(_example(test[i], truth, i, predictions[i]) for i in _gallery(truth)),
+        notes=(
+            "Accuracy, ECE, Brier and AUROC are taken against labels sampled from each scene's true posterior; nobody "
+            "can be more accurate than the Bayes accuracy beside them.",
+            "The scenes are drawn by a program and their truth is a model of emotion, not people's answers.",
+        ),
+        facts={
+            "taxonomy": recipe.taxonomy,
+            "held-out images": f"{len(test)} direct, {min(REASON_IMAGES, len(test))} with reasoning",
+            "seed": str(recipe.seed),
+            "run": f"{total_s:.0f} s",
+            "version": version("emocaliber"),
+        },
+        coverage=tuple(measured.coverage),
+        comparisons=tuple(measured.comparisons),
+    )
+
+
+def _gallery(truth: Truth) -> list[int]:
+    """Returns which held-out images to show: from the clearest to the most ambiguous."""
+    sureness = np.zeros(len(truth.labels)) if truth.posterior is None else truth.posterior.max(axis=1)
+    order = np.argsort(-sureness, kind="stable")
+    return [int(order[i]) for i in np.linspace(0, len(order) - 1, EXAMPLES).round().astype(int)]
+
+
+def _example(sample: Sample, truth: Truth, index: int, prediction: Prediction) -> Example:
+    true = sample.true_posterior() or sample.distribution()
+    return Example(
+        image_png=Path(sample.image).read_bytes(),
+        labels=tuple(prediction.distribution),
+        true=None if true is None else tuple(true),
+        predicted=tuple(prediction.distribution.values()),
+        prediction_set=prediction.prediction_set(0.9),
+        label=prediction.label,
+        confidence=prediction.confidence,
+        reasoning=prediction.reasoning,
+        answer=tuple(prediction.distribution)[int(truth.labels[index])],
+    )
+
+
+def _record_in_card(bundle: Path, metrics: dict[str, Any]) -> None:
+    keys = ("mode", "accuracy", "bayes_accuracy", "kl", "ece", "brier", "auroc", "set_coverage", "n")
+    rows = {
+        name: {key: stage.get(key) for key in keys}
+        for name, stage in metrics["stages"].items()
+        if name.startswith("student")
+    }
+    with Bundle.open(bundle, verify=False) as opened:
+        calibrators = opened.calibrators
+    replace_calibration(bundle, calibrators, metrics=rows)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()

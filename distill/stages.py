@@ -1,0 +1,120 @@
+"""Distillation in a workspace: traces, student, bundle, calibrators."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from emocaliber.evaluate.transformers_model import TransformersModel
+from emocaliber.export.bundle import BundleSpec, write_bundle
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.errors import ArtifactError
+from emocaliber.runtime.manifest import MANIFEST_NAME
+from emocaliber.runtime.records import to_mapping
+from emocaliber.runtime.samples import Sample
+from emocaliber.runtime.taxonomy import resolve_taxonomy
+from emocaliber.train.models import build_model, load_model, load_processor
+from emocaliber.train.recipe import BundleRecipe, CollectRecipe, Recipe, StudentRecipe
+from emocaliber.train.run import Stage, finished, read_stage
+from emocaliber.train.stages import longest_response, prepare
+from emocaliber.train.workspace import Workspace, load_samples
+
+from .collect import collect_traces, read_traces
+from .fit import calibrate_bundle
+from .rows import student_rows
+from .student import train_student
+
+
+def open_model(recipe: Recipe, folder: Path) -> TransformersModel:
+    """Returns the model of a stage's folder, ready to be scored.
+
+    Raises:
+        ArtifactError: If the stage has not run.
+    """
+    if not finished(folder):
+        raise ArtifactError(f"{folder} holds no finished stage; run the stage {folder.name!r} first")
+    return TransformersModel(
+        load_model(folder),
+        load_processor(folder),
+        recipe.prompt,
+        resolve_taxonomy(recipe.taxonomy),
+        longest_response(recipe),
+    )
+
+
+def run_collect(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
+    """Returns the folder of the teacher's traces; complete shards are kept."""
+    table: CollectRecipe = recipe.stage("collect")
+    prepare(recipe)
+    samples = _chosen(recipe, workspace)
+    model = open_model(recipe, workspace.stage("calibrate"))
+    return collect_traces(model, samples, table, workspace.traces, teacher=f"{recipe.name}/calibrate", seed=recipe.seed)
+
+
+def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
+    """Returns the student, trained on traces and votes."""
+    folder = workspace.stage("student")
+    if finished(folder):
+        return read_stage(folder)
+    table: StudentRecipe = recipe.stage("student")
+    prepare(recipe)
+    traces = read_traces(workspace.traces)
+    rows, skipped = student_rows(traces, _chosen(recipe, workspace), votes_share=table.votes_share)
+    if skipped:
+        sys.stderr.write(f"{skipped} of {len(traces)} traces do not follow the grammar and are left out\n")
+    teacher = workspace.stage("calibrate")
+    if table.model.build is not None:
+        processor = load_processor(teacher)
+        model = build_model(table.model.build, processor, recipe.seed)
+    else:
+        assert table.model.path is not None
+        model, processor = load_model(table.model.path), load_processor(table.model.path)
+    return train_student(model, processor, rows, recipe, folder, resume=resume)
+
+
+def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
+    """Returns the exported bundle, verified against the student but not yet calibrated."""
+    table: BundleRecipe = recipe.stage("bundle")
+    if (workspace.bundle / MANIFEST_NAME).is_file():
+        return workspace.bundle
+    prepare(recipe)
+    folder = workspace.stage("student")
+    if not finished(folder):
+        raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber distill train' first")
+    spec = BundleSpec(
+        name=table.name,
+        version=table.version,
+        license=table.license,
+        taxonomies=(recipe.taxonomy,),
+        template=recipe.prompt,
+        precisions=table.precisions,
+        default_precision=table.precisions[-1],
+        max_new_tokens=longest_response(recipe),
+        provenance={
+            "summary": table.summary,
+            "training_data": table.training_data,
+            "limits": list(table.limits),
+            "recipe": to_mapping(recipe),
+        },
+    )
+    return write_bundle(workspace.bundle, load_model(folder), load_processor(folder), spec)
+
+
+def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
+    """Returns the bundle with calibrators and conformal thresholds fitted on its own graphs."""
+    table: BundleRecipe = recipe.stage("bundle")
+    with Bundle.open(workspace.bundle) as bundle:
+        if bundle.calibrators:
+            return workspace.bundle
+    samples = load_samples(recipe, workspace, "calibration")[: table.calibration_images]
+    calibrate_bundle(workspace.bundle, samples, fitted_on=f"{recipe.data.samples}, calibration split", seed=recipe.seed)
+    return workspace.bundle
+
+
+def _chosen(recipe: Recipe, workspace: Workspace) -> list[Sample]:
+    """Returns the training samples that are traced: the same ones whenever it is asked."""
+    table: CollectRecipe = recipe.stage("collect")
+    samples = load_samples(recipe, workspace, "train")
+    random.Random(recipe.seed + 3).shuffle(samples)  # noqa: S311 - reproducible choice, not secrecy
+    return samples[: table.images]

@@ -1,0 +1,109 @@
+"""Training the student on packed rows: sequence distillation and label-distribution distillation together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from emocaliber.runtime.errors import InputError
+from emocaliber.runtime.taxonomy import resolve_taxonomy
+from emocaliber.train.recipe import Recipe, StudentRecipe
+from emocaliber.train.run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+
+from .packing import PackedRow, PackingCollator, packed_losses
+
+
+class _Rows(Dataset[PackedRow]):
+    def __init__(self, rows: Sequence[PackedRow]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> PackedRow:
+        return self._rows[index]
+
+
+class _StudentTrainer(Trainer):
+    """`Trainer` whose loss is the weighted sum of both distillation losses."""
+
+    def __init__(self, table: StudentRecipe, collator: PackingCollator, **arguments: Any) -> None:
+        super().__init__(data_collator=collator, **arguments)
+        self._table = table
+        self._tree = collator.tree
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Returns the loss of one packed batch."""
+        sequence, distribution, _ = packed_losses(model, inputs, self._tree)
+        return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
+
+
+def train_student(
+    model: Any, processor: Any, rows: Sequence[PackedRow], recipe: Recipe, folder: Path, *, resume: bool = False
+) -> Stage:
+    """Returns the finished stage: ``model`` trained on the rows and saved to ``folder``.
+
+    Args:
+        model: The student, trained in place.
+        processor: Its processor.
+        rows: Training rows of the recipe's taxonomy.
+        recipe: The run; its ``student`` table holds the hyper-parameters.
+        folder: Where the student goes.
+        resume: Continue from the newest checkpoint in ``folder``.
+
+    Raises:
+        InputError: If there are no rows.
+        ConfigError: If an unfinished run is in the way.
+    """
+    table: StudentRecipe = recipe.stage("student")
+    if not rows:
+        raise InputError("no trace is left to train the student on: none of them parsed")
+    started = time.perf_counter()
+    collator = PackingCollator(processor, recipe.prompt, resolve_taxonomy(recipe.taxonomy), flip=table.flip)
+    checkpoint = last_checkpoint(folder, resume=resume)
+    trainer = _StudentTrainer(
+        table,
+        collator,
+        model=model.train(),
+        args=_arguments(table, recipe, folder),
+        train_dataset=_Rows(rows),
+        callbacks=[ProgressBar("student")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return save_stage(
+        "student", folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
+    )
+
+
+def _arguments(table: StudentRecipe, recipe: Recipe, folder: Path) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        learning_rate=table.learning_rate,
+        per_device_train_batch_size=table.batch_size,
+        num_train_epochs=table.epochs,
+        warmup_steps=table.warmup,
+        weight_decay=table.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=table.precision == "bf16",
+        use_cpu=on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=10,
+        save_steps=table.save_steps,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+    )

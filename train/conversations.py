@@ -1,0 +1,102 @@
+"""Samples as conversations: the prompt a model sees and the response it should give."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from datasets import Sequence as SequenceFeature
+
+from emocaliber.runtime.errors import InputError
+from emocaliber.runtime.grammar import Mode, render_response
+from emocaliber.runtime.prompts import PromptTemplate
+from emocaliber.runtime.samples import Sample
+
+
+def prompt_of(sample: Sample, template: PromptTemplate, mode: Mode) -> list[dict[str, Any]]:
+    """Returns the user's turn: instruction and candidates first, then the image."""
+    instruction = template.instruction(sample.resolve().labels, mode)
+    return [{"role": "user", "content": [{"type": "text", "text": instruction}, {"type": "image"}]}]
+
+
+def response_of(sample: Sample, mode: Mode, confidence: float | None) -> str:
+    """Returns the response text that teaches this sample.
+
+    Raises:
+        InputError: If the sample lacks the answer or the reasoning that the mode needs.
+    """
+    if sample.answer is None or (mode == "reason" and sample.reasoning is None):
+        missing = "answer" if sample.answer is None else "reasoning"
+        raise InputError(f"sample {sample.id} has no {missing}; training in {mode} mode needs it")
+    return render_response(sample.answer, confidence, sample.reasoning if mode == "reason" else None)
+
+
+def choose_modes(count: int, direct_share: float, seed: int) -> list[Mode]:
+    """Returns a mode for each of ``count`` samples, a ``direct_share`` of them direct, in an order the seed fixes."""
+    direct = round(count * direct_share)
+    modes: list[Mode] = ["direct" if i < direct else "reason" for i in range(count)]
+    random.Random(seed).shuffle(modes)  # noqa: S311 - reproducible order, not secrecy
+    return modes
+
+
+def supervised_dataset(
+    samples: Sequence[Sample], template: PromptTemplate, modes: Sequence[Mode], *, with_confidence: bool
+) -> Dataset:
+    """Returns rows ``prompt, completion, images`` as TRL's `SFTTrainer` reads them.
+
+    Args:
+        samples: Samples with answer, reasoning and, where ``with_confidence``, a confidence.
+        template: Instructions.
+        modes: One mode per sample.
+        with_confidence: Whether the response states the sample's confidence (stage *verbalize*) or stops after the
+            answer (stage *reason*).
+
+    Raises:
+        InputError: If a sample lacks what it has to teach.
+    """
+    rows = []
+    for sample, mode in zip(samples, modes, strict=True):
+        if with_confidence and sample.confidence is None:
+            raise InputError(f"sample {sample.id} has no confidence; run 'emocaliber train annotate' first")
+        response = response_of(sample, mode, sample.confidence if with_confidence else None)
+        completion = [{"role": "assistant", "content": [{"type": "text", "text": response}]}]
+        rows.append({"prompt": prompt_of(sample, template, mode), "completion": completion, "images": [sample.image]})
+    return _with_images(rows)
+
+
+def prompt_dataset(samples: Sequence[Sample], template: PromptTemplate, modes: Sequence[Mode]) -> Dataset:
+    """Returns rows ``prompt, images, mode, candidates, truth`` for reinforcement.
+
+    ``truth`` is the probability that each candidate is right: the votes, or the answer as one-hot.
+
+    Raises:
+        InputError: If a sample has neither votes nor an answer.
+    """
+    rows = []
+    for sample, mode in zip(samples, modes, strict=True):
+        truth = sample.distribution()
+        if truth is None:
+            raise InputError(f"sample {sample.id} has neither votes nor an answer; nothing can reward a response")
+        rows.append(
+            {
+                "prompt": prompt_of(sample, template, mode),
+                "images": [sample.image],
+                "mode": mode,
+                "candidates": list(sample.resolve().labels),
+                "truth": truth,
+            }
+        )
+    return _with_images(rows)
+
+
+def _with_images(rows: Iterable[dict[str, Any]]) -> Dataset:
+    rows = list(rows)
+    for row in rows:
+        for path in row["images"]:
+            if not Path(path).is_file():
+                raise InputError(f"image {path} does not exist")
+    return Dataset.from_list(rows).cast_column("images", SequenceFeature(ImageFeature()))

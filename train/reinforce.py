@@ -1,0 +1,89 @@
+"""Stage *calibrate*: GRPO with TRL, so that the stated confidence means what it says."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from emocaliber.runtime.samples import Sample
+
+from .conversations import choose_modes, prompt_dataset
+from .recipe import Recipe, ReinforceRecipe
+from .rewards import make_reward
+from .run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+
+
+def train_reinforce(
+    policy: Path, processor: Any, samples: Sequence[Sample], recipe: Recipe, folder: Path, *, resume: bool = False
+) -> Stage:
+    """Returns the finished stage: the stage-2 model in ``policy`` reinforced on its own responses, saved to ``folder``.
+
+    Advantages are group means, not divided by the standard deviation, and the KL penalty uses the low-variance
+    estimator: the paper's setting (arXiv 2512.15528).
+
+    Args:
+        policy: Folder of the stage-2 model; also the reference of the KL penalty.
+        processor: Its processor.
+        samples: Training samples with votes or answers.
+        recipe: The run; its ``calibrate`` table holds the hyper-parameters.
+        folder: Where the model goes.
+        resume: Continue from the newest checkpoint in ``folder``.
+
+    Raises:
+        InputError: If a sample has neither votes nor an answer.
+    """
+    table: ReinforceRecipe = recipe.stage("calibrate")
+    started = time.perf_counter()
+    chosen = list(samples)
+    random.Random(recipe.seed + 2).shuffle(chosen)  # noqa: S311 - reproducible order, not secrecy
+    chosen = chosen[: table.steps * table.prompts_per_step]
+    modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
+    checkpoint = last_checkpoint(folder, resume=resume)
+    trainer = GRPOTrainer(
+        model=str(policy),
+        reward_funcs=make_reward(table.reward),
+        args=_arguments(table, recipe, folder),
+        train_dataset=prompt_dataset(chosen, recipe.prompt, modes),
+        processing_class=processor,
+        callbacks=[ProgressBar("calibrate")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return save_stage(
+        "calibrate", folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
+    )
+
+
+def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> GRPOConfig:
+    on_cpu = not torch.cuda.is_available()
+    return GRPOConfig(
+        output_dir=str(folder / CHECKPOINTS),
+        learning_rate=table.learning_rate,
+        max_steps=table.steps,
+        per_device_train_batch_size=table.prompts_per_step * table.rollouts,
+        num_generations=table.rollouts,
+        temperature=table.temperature,
+        top_k=0,
+        max_completion_length=table.max_new_tokens,
+        beta=table.kl,
+        scale_rewards="none",
+        bf16=table.precision == "bf16",
+        model_init_kwargs={"dtype": "float32" if table.precision == "fp32" else "bfloat16", "local_files_only": True},
+        activation_checkpointing=not on_cpu,
+        use_cpu=on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        save_steps=table.save_steps,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+    )

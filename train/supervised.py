@@ -1,0 +1,95 @@
+"""Stages *reason* and *verbalize*: supervised fine-tuning with TRL's `SFTTrainer`."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from emocaliber.runtime.samples import Sample
+
+from .conversations import choose_modes, supervised_dataset
+from .recipe import Recipe, SupervisedRecipe
+from .run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+
+
+def train_supervised(
+    name: str,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+) -> Stage:
+    """Returns the finished stage: ``model`` fine-tuned on the samples' responses and saved to ``folder``.
+
+    The loss is the cross-entropy of the response's tokens alone (prompt and image are masked).
+
+    Args:
+        name: ``reason`` (reasoning and answer) or ``verbalize`` (with the sample's confidence after the answer).
+        model: Image-text-to-text model, trained in place.
+        processor: Its processor.
+        samples: Training samples.
+        recipe: The run; its table ``name`` holds the hyper-parameters.
+        folder: Where the model goes.
+        resume: Continue from the newest checkpoint in ``folder``.
+
+    Raises:
+        InputError: If a sample lacks what it has to teach.
+        ConfigError: If the recipe has no such stage, or an unfinished run is in the way.
+    """
+    table: SupervisedRecipe = recipe.stage(name)
+    started = time.perf_counter()
+    chosen = list(samples)
+    random.Random(recipe.seed).shuffle(chosen)  # noqa: S311 - reproducible order, not secrecy
+    chosen = chosen[: table.max_samples]
+    modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
+    dataset = supervised_dataset(chosen, recipe.prompt, modes, with_confidence=name == "verbalize")
+    checkpoint = last_checkpoint(folder, resume=resume)
+    trainer = SFTTrainer(
+        model=model.train(),
+        args=_arguments(table, recipe, folder),
+        train_dataset=dataset,
+        processing_class=processor,
+        callbacks=[ProgressBar(name)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return save_stage(
+        name, folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
+    )
+
+
+def _arguments(table: SupervisedRecipe, recipe: Recipe, folder: Path) -> SFTConfig:
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(folder / CHECKPOINTS),
+        learning_rate=table.learning_rate,
+        per_device_train_batch_size=table.batch_size,
+        gradient_accumulation_steps=table.gradient_accumulation,
+        num_train_epochs=table.epochs,
+        warmup_steps=table.warmup,
+        weight_decay=table.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=table.precision == "bf16",
+        activation_checkpointing=table.gradient_checkpointing,
+        max_length=None,
+        use_cpu=on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=10,
+        save_steps=table.save_steps,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+    )

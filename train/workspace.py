@@ -1,0 +1,85 @@
+"""Where a run keeps what it makes, and the samples it works on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from emocaliber.runtime.errors import ConfigError, InputError
+from emocaliber.runtime.samples import Sample, read_samples
+
+from .recipe import Recipe
+from .scenes import write_scenes
+
+SCENES = "scenes:"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folder of one run; every stage has a folder or file of its own in it."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """Procedural scenes, where the recipe asks for them."""
+        return self.root / "data"
+
+    @property
+    def annotated(self) -> Path:
+        """Samples with the confidences of stage *annotate*."""
+        return self.root / "annotated.jsonl"
+
+    @property
+    def traces(self) -> Path:
+        """Parquet shards of the teacher's traces."""
+        return self.root / "traces"
+
+    @property
+    def bundle(self) -> Path:
+        """The exported student."""
+        return self.root / "bundle"
+
+    def stage(self, name: str) -> Path:
+        """Returns the folder of a stage that trains a model: reason, verbalize, calibrate or student."""
+        return self.root / name
+
+
+def load_samples(recipe: Recipe, workspace: Workspace, split: str) -> list[Sample]:
+    """Returns the samples of one split of the recipe's taxonomy, making procedural scenes first where it asks for them.
+
+    Raises:
+        InputError: If the file cannot be read, or holds no sample of that split and taxonomy.
+        ConfigError: If the number of scenes makes no sense.
+    """
+    source = recipe.data.samples
+    path = _scenes(recipe, workspace) if source.startswith(SCENES) else Path(source)
+    samples = [sample for sample in read_samples(path, split) if sample.taxonomy == recipe.taxonomy]
+    if not samples:
+        raise InputError(f"{path} holds no samples of split {split!r} and taxonomy {recipe.taxonomy!r}")
+    return samples
+
+
+def _scenes(recipe: Recipe, workspace: Workspace) -> Path:
+    count = recipe.data.samples[len(SCENES) :]
+    if not count.isdigit() or int(count) < 1:
+        raise ConfigError(f"data.samples is {recipe.data.samples!r}, expected {SCENES}COUNT, for example {SCENES}4000")
+    path = workspace.data / "samples.jsonl"
+    if path.is_file():
+        return path
+    counts = {"train": int(count), "calibration": recipe.data.calibration, "test": recipe.data.test}
+    splits = {name: float(number) for name, number in counts.items() if number}
+    total = sum(counts.values())
+    with tqdm(total=total, desc="scenes", unit="image", file=sys.stderr) as bar:
+        return write_scenes(
+            workspace.data,
+            total,
+            recipe.seed,
+            splits=splits,
+            size=recipe.data.image_size,
+            taxonomies=(recipe.taxonomy,),
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
