@@ -285,6 +285,13 @@ def test_other_content_is_refused(data: bytes) -> None:
         decode_image(data)
 
 
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICNS"])
+def test_formats_outside_the_list_are_refused_though_pillow_reads_them(kind: str) -> None:
+    # EPS above all: Pillow hands it to another program.
+    with pytest.raises(InputError, match="not an image of a supported format"):
+        decode_image(encoded(noise(), kind))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_truncated_files_are_refused(kind: str, kept: float) -> None:
@@ -351,6 +358,15 @@ def test_file_size_limit_holds_for_paths_and_bytes(tmp_path: Path) -> None:
     for source in (path, path.read_bytes()):
         with pytest.raises(InputError, match="101 bytes, at most 100"):
             decode_image(source, limits=ImageLimits(max_file_bytes=100))
+
+
+def test_too_large_a_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # a sparse file: nothing is written
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
+    with pytest.raises(InputError, match="2147483648 bytes"):
+        decode_image(path)
 
 
 def test_no_warning_escapes_and_pillow_keeps_its_settings() -> None:
