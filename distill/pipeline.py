@@ -28,7 +28,7 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage
-from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run_verbalize
+from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run_verbalize, run_vision
 from emocaliber.train.workspace import Workspace, load_samples
 
 from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
@@ -90,6 +90,7 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
 def _run_stages(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
     """Runs every stage and returns the seconds each took."""
     steps: dict[str, Callable[..., Stage | Path]] = {
+        **({} if recipe.vision is None else {"vision": run_vision}),
         "reason": run_reason,
         "annotate": run_annotate,
         "verbalize": run_verbalize,

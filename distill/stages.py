@@ -67,6 +67,9 @@ def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
     if table.model.build is not None:
         processor = load_processor(teacher)
         model = build_model(table.model.build, processor, recipe.seed)
+        if recipe.teacher.build is not None and recipe.teacher.build.vision == table.model.build.vision:
+            # The student starts from what the teacher sees; only its decoder is new.
+            model.model.vision_model.load_state_dict(load_model(teacher).model.vision_model.state_dict())
     else:
         assert table.model.path is not None
         model, processor = load_model(table.model.path), load_processor(table.model.path)

@@ -44,6 +44,7 @@ def build_model(build: BuildRecipe, processor: Any, seed: int) -> Idefics3ForCon
             "num_attention_heads": build.vision.heads,
             "image_size": build.image_size,
             "patch_size": build.patch_size,
+            "initializer_range": build.vision.hidden_size**-0.5,
         },
         text_config={
             "model_type": "llama",
@@ -55,6 +56,8 @@ def build_model(build: BuildRecipe, processor: Any, seed: int) -> Idefics3ForCon
             "vocab_size": len(tokenizer),
             "max_position_embeddings": build.max_positions,
             "tie_word_embeddings": True,
+            # The usual 0.02 suits widths of a thousand; narrow layers would start close to the identity.
+            "initializer_range": build.text.hidden_size**-0.5,
             **ids,
         },
         scale_factor=build.scale_factor,

@@ -105,6 +105,21 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionRecipe:
+    """First training of the vision tower of a model built from scratch; pretrained models need none."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        _positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisedRecipe:
     """Supervised fine-tuning (stages *reason* and *verbalize*)."""
 
@@ -246,6 +261,7 @@ class Recipe:
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
     data: DataRecipe
     teacher: ModelRecipe
+    vision: VisionRecipe | None = None
     reason: SupervisedRecipe | None = None
     annotate: AnnotateRecipe | None = None
     verbalize: SupervisedRecipe | None = None

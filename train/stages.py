@@ -17,10 +17,23 @@ from .recipe import Recipe
 from .reinforce import train_reinforce
 from .run import Stage, finished, read_stage
 from .supervised import train_supervised
+from .vision import train_vision
 from .workspace import Workspace, load_samples
 
 LONGEST_RESPONSE = 512
 """Tokens a sampled response may have where a recipe does not say."""
+
+
+def run_vision(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
+    """Returns the model built from scratch, its vision tower taught to see; pretrained models skip this stage."""
+    folder = workspace.stage("vision")
+    if finished(folder):
+        return read_stage(folder)
+    recipe.stage("vision")
+    prepare(recipe)
+    samples = load_samples(recipe, workspace, "train")
+    model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed)
+    return train_vision(model, processor, samples, recipe, folder, resume=resume)
 
 
 def run_reason(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
@@ -30,7 +43,11 @@ def run_reason(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
         return read_stage(folder)
     prepare(recipe)
     samples = load_samples(recipe, workspace, "train")
-    model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed)
+    if recipe.vision is not None:
+        before = _before(workspace, "vision")
+        model, processor = load_model(before), load_processor(before)
+    else:
+        model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed)
     return train_supervised("reason", model, processor, samples, recipe, folder, resume=resume)
 
 
@@ -75,6 +92,7 @@ def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False)
 
 
 STAGES: dict[str, Callable[..., Stage | Path]] = {
+    "vision": run_vision,
     "reason": run_reason,
     "annotate": run_annotate,
     "verbalize": run_verbalize,

@@ -1,4 +1,4 @@
-"""``emocaliber train reason|annotate|verbalize|calibrate RECIPE``."""
+"""``emocaliber train vision|reason|annotate|verbalize|calibrate RECIPE``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from emocaliber.train.stages import STAGES
 from emocaliber.train.workspace import Workspace
 
 _HELP = {
+    "vision": "before stage 1, for models built from scratch: teach the vision tower to see",
     "reason": "stage 1: supervised fine-tuning on reasoning and answer",
     "annotate": "confidence labels: how often the stage-1 model is right about each image",
     "verbalize": "stage 2: supervised fine-tuning on a stated confidence after the answer",
