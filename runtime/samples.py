@@ -105,7 +105,7 @@ def read_samples(path: Path, split: str | None = None) -> list[Sample]:
 def iterate_samples(path: Path) -> Iterator[Sample]:
     """Yields the samples of a JSON Lines file one by one; raises as `read_samples` does."""
     try:
-        lines = path.open(encoding="utf-8")
+        lines = path.open("rb")
     except OSError as error:
         raise InputError(f"cannot read samples {path}: {error.strerror}") from error
     found = False
@@ -119,16 +119,20 @@ def iterate_samples(path: Path) -> Iterator[Sample]:
         raise InputError(f"{path} holds no samples")
 
 
-def _parse_line(line: str, path: Path, number: int) -> Sample:
+def _parse_line(line: bytes, path: Path, number: int) -> Sample:
     where = f"{path}, line {number}"
     try:
-        mapping = json.loads(line)
+        sample = from_mapping(Sample, json.loads(line.decode("utf-8")), where)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not UTF-8 (byte {error.start + 1}: {error.reason}); save the file as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    try:
-        sample = from_mapping(Sample, mapping, where)
     except ConfigError as error:
         raise InputError(str(error)) from error
+    except (RecursionError, OverflowError, ValueError) as error:
+        raise InputError(f"{where}: nested too deep, or a number too large ({error})") from error
     absolute = sample.image if Path(sample.image).is_absolute() else str((path.parent / sample.image).resolve())
     return Sample(**{**{f: getattr(sample, f) for f in Sample.__slots__}, "image": absolute})
 

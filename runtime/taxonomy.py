@@ -116,6 +116,8 @@ def resolve_taxonomy(name: str | None = None, labels: Sequence[str] | None = Non
     if (name is None) == (labels is None):
         raise InputError("give either a taxonomy name or a list of labels, not both")
     if labels is not None:
+        if isinstance(labels, str):
+            raise InputError(f"labels must be a list of strings, got {labels!r}")
         return Taxonomy(name="custom", labels=tuple(labels))
     assert name is not None
     if name not in TAXONOMIES:

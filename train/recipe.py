@@ -298,7 +298,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         mapping = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read recipe {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
     for override in overrides:
         _apply_override(mapping, override)

@@ -7,6 +7,8 @@ highest at c = q. They differ in what they do to the *answer* and to the *format
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from emocaliber.runtime.errors import ResponseError
 from emocaliber.runtime.grammar import Mode, parse_response, parse_response_official
 
 BAD_FORMAT_PAPER = -5.0
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -63,8 +67,14 @@ def reward_of(text: str, candidates: Sequence[str], truth: Sequence[float], mode
     tagged = all(f"<{tag}>" in text and f"</{tag}>" in text for tag in needed)
     if loose is None or loose.confidence is None or not tagged or not 0.0 < loose.confidence < 1.0:
         return BAD_FORMAT_PAPER
-    right = truth[list(candidates).index(loose.answer)] if loose.answer in candidates else 0.0
-    return paper_reward(loose.confidence, right)
+    return paper_reward(loose.confidence, _right_by_word(text, candidates, truth))
+
+
+def _right_by_word(text: str, candidates: Sequence[str], truth: Sequence[float]) -> float:
+    """Returns how probable the answer is to be right; as in the paper, it is one word, but for case and punctuation."""
+    found = _ANSWER.search(text)
+    word = found.group(1).strip(string.punctuation + string.whitespace).lower() if found else ""
+    return next((p for candidate, p in zip(candidates, truth, strict=True) if candidate.lower() == word), 0.0)
 
 
 def make_reward(kind: str) -> RewardFunction:
