@@ -29,7 +29,7 @@ class Sample:
     labels: tuple[str, ...] | None = None
     """Candidates of a custom taxonomy."""
     answer: str | None = None
-    """The label taken as right."""
+    """The label taken as right, as the taxonomy spells it."""
     votes: dict[str, float] | None = None
     """Number (or weight) of annotators that chose each label; labels nobody chose may be left out."""
     posterior: dict[str, float] | None = None
@@ -48,7 +48,7 @@ class Sample:
         if not self.id:
             object.__setattr__(self, "id", self.image)
         if self.answer is not None:
-            candidates.index(self.answer)
+            object.__setattr__(self, "answer", candidates.labels[candidates.index(self.answer)])
         for name, table in (("votes", self.votes), ("posterior", self.posterior)):
             if table is None:
                 continue

@@ -48,9 +48,9 @@ def read_stage(folder: Path) -> Stage:
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{folder} holds no finished stage ({RECORD}: {error})") from error
-    return Stage(name=record["stage"], folder=folder, wall_s=record["wall_s"])
+        return Stage(name=record["stage"], folder=folder, wall_s=record["wall_s"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} holds no finished stage ({RECORD}: {error!r})") from error
 
 
 def save_stage(
