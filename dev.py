@@ -78,8 +78,8 @@ def ensure_environment() -> None:
         raise SetupError(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     if not (ROOT / ".dev" / "emocaliber" / "runtime").is_dir():
         raise SetupError(
-            "the links in .dev/emocaliber are missing or are plain files. On Windows allow links (developer mode), "
-            "then: git config core.symlinks true && git checkout -- .dev"
+            "the links in .dev/emocaliber are missing or are plain files: use a git checkout; on Windows allow links "
+            "(developer mode), then: git config core.symlinks true && git checkout -- .dev"
         )
     wanted, found = _fingerprint(), STAMP.read_text(encoding="utf-8") if STAMP.is_file() else ""
     usable = _program("python").exists() and found.partition("\n")[0] == str(ROOT)
