@@ -22,7 +22,7 @@ from emocaliber.export.bundle import replace_calibration
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.files import atomic_write
-from emocaliber.runtime.grammar import Mode
+from emocaliber.runtime.grammar import MODES, Mode
 from emocaliber.runtime.prediction import Prediction
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
@@ -34,7 +34,7 @@ from emocaliber.train.workspace import Workspace, load_samples
 from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
 from .stages import open_model, run_bundle, run_collect, run_fit, run_student
 
-REASON_IMAGES = 600
+REASON_IMAGES = 500
 """Held-out images on which reason mode is measured; it writes a text for each."""
 
 COVERAGES = (0.8, 0.9, 0.95)
@@ -77,12 +77,12 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     measured = _Measured()
     for name in ("reason", "verbalize", "calibrate", "student"):
         _measure_model(name, recipe, workspace, test, truth, wall, measured)
-    predictions = _measure_bundle(workspace, test, truth, wall, measured)
+    reasoned = _measure_bundle(workspace, test, truth, wall, measured)
     _compare_confidences(truth, measured)
     total_s = time.perf_counter() - started
     metrics = _metrics(recipe, measured, wall, total_s)
     atomic_write(root / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    atomic_write(root / "report.html", render_report(_report(recipe, measured, test, truth, predictions, total_s)))
+    atomic_write(root / "report.html", render_report(_report(recipe, measured, test, truth, reasoned, total_s)))
     _record_in_card(workspace.bundle, metrics)
     return workspace.bundle
 
@@ -148,11 +148,12 @@ def _measure_model(
 def _measure_bundle(
     workspace: Workspace, test: list[Sample], truth: Truth, wall: dict[str, float], measured: _Measured
 ) -> list[Prediction]:
-    """Measures the exported, quantised, calibrated student through the public API; returns its direct predictions."""
-    direct: list[Prediction] = []
+    """Measures the exported, quantised, calibrated student through the public API; returns its reasoned predictions."""
+    predictions: list[Prediction] = []
     with EmotionModel.load(workspace.bundle) as model:
-        for mode, chosen in (("direct", test), ("reason", test[:REASON_IMAGES])):
-            probabilities, stated, predictions = bundle_outputs(model, chosen, mode)  # type: ignore[arg-type]
+        for mode in MODES:
+            chosen = test if mode == "direct" else test[:REASON_IMAGES]
+            probabilities, stated, predictions = bundle_outputs(model, chosen, mode)
             title = f"student, {model.precision}, calibrated"
             for coverage in COVERAGES:
                 members = set_members(predictions, coverage)
@@ -169,7 +170,7 @@ def _measure_bundle(
                 stage_result(
                     f"student_{model.precision}_{mode}",
                     title,
-                    mode,  # type: ignore[arg-type]
+                    mode,
                     truth,
                     probabilities,
                     verbalized=stated,
@@ -177,8 +178,7 @@ def _measure_bundle(
                     wall_s=wall["bundle"] + wall["fit"],
                 )
             )
-            direct = direct or predictions
-    return direct
+    return predictions
 
 
 def _compare_confidences(truth: Truth, measured: _Measured) -> None:
@@ -214,7 +214,7 @@ def _metrics(recipe: Recipe, measured: _Measured, wall: dict[str, float], total_
 
 
 def _report(
-    recipe: Recipe, measured: _Measured, test: list[Sample], truth: Truth, predictions: list[Prediction], total_s: float
+    recipe: Recipe, measured: _Measured, test: list[Sample], truth: Truth, reasoned: list[Prediction], total_s: float
 ) -> ReportData:
     return ReportData(
         title=f"EmoCaliber {recipe.name}",
@@ -223,7 +223,7 @@ def _report(
             "smaller one learnt from it, was exported, quantised and calibrated. Every figure is on held-out images."
         ),
         stages=tuple(measured.results),
-        examples=tuple(_example(test[i], truth, i, predictions[i]) for i in _gallery(truth)),
+        examples=tuple(_example(test[i], truth, i, reasoned[i]) for i in _gallery(truth, len(reasoned))),
         notes=(
             "Accuracy, ECE, Brier and AUROC are taken against labels sampled from each scene's true posterior; nobody "
             "can be more accurate than the Bayes accuracy beside them.",
@@ -241,9 +241,9 @@ def _report(
     )
 
 
-def _gallery(truth: Truth) -> list[int]:
-    """Returns which held-out images to show: from the clearest to the most ambiguous."""
-    sureness = np.zeros(len(truth.labels)) if truth.posterior is None else truth.posterior.max(axis=1)
+def _gallery(truth: Truth, count: int) -> list[int]:
+    """Returns which of the first ``count`` held-out images to show: from the clearest to the most ambiguous."""
+    sureness = np.zeros(count) if truth.posterior is None else truth.posterior[:count].max(axis=1)
     order = np.argsort(-sureness, kind="stable")
     return [int(order[i]) for i in np.linspace(0, len(order) - 1, EXAMPLES).round().astype(int)]
 

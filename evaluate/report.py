@@ -123,7 +123,7 @@ def _reliability(stages: tuple[StageResult, ...]) -> str:
         drawing = reliability_svg(reliability_curve(stage.confidence, stage.correct), stage.title, ece)
         caption = "ECE undefined" if ece is None else f"ECE {ece:.3f}"
         figures.append(
-            f'<figure class="card"><h3>{escape(stage.title)}</h3><span class="caption">{caption}, '
+            f'<figure class="card"><h3>{escape(stage.title)}</h3><span class="caption">{stage.mode} mode, {caption}, '
             f"{stage.confidence.size:,} images</span>{drawing}</figure>"
         )
     if not figures:

@@ -17,13 +17,16 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from emocaliber.runtime.errors import ArtifactError
-from emocaliber.runtime.grammar import MODES
+from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
 from .conversations import response_of
 from .recipe import BuildRecipe, ModelRecipe, Precision
 from .tokenizer import CHAT_TEMPLATE, IMAGE, train_tokenizer
+
+_GRID_REPEATS = 50
+"""So that the digits of every confidence become one token, whichever the samples hold."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -84,6 +87,7 @@ def build_processor(build: BuildRecipe, texts: Iterable[str]) -> Idefics3Process
 
 def corpus(samples: Iterable[Sample], template: PromptTemplate) -> Iterable[str]:
     """Yields every text a model built from scratch will read or write for these samples."""
+    yield from (f"{value:.2f}" for value in CONFIDENCE_GRID for _ in range(_GRID_REPEATS))
     for sample in samples:
         labels = sample.resolve().labels
         for mode in MODES:

@@ -1,7 +1,8 @@
 """Rewards of stage *calibrate*: what a response earns, given how probable each candidate is to be right.
 
 Both rewards are proper in the stated confidence: for an answer that is right with probability q, the expected reward is
-highest at c = q. They differ in what they do to the *answer* and to the *format* (see `docs/rewards.md`).
+highest at c = q. They differ in what they do to the *answer* and to the *format*: the paper's can pay more for a surely
+wrong answer with c near 0 than for an honest guess, and more for a broken format than for a wrong answer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A start for models built from scratch: the vision tower learns to see before the decoder learns to speak.
 
 A pretrained model brings a vision tower that already sees. One with random weights spends most of its training learning
-to, through a decoder that can guess the text without looking. So its tower and connector are first trained alone, cheaply:
-from the mean of the visual tokens, a throw-away linear head predicts the label distribution and which words the
-reasoning uses (bag of words as weak supervision: Joulin et al. 2016, arXiv 1511.02251).
+to, through a decoder that can guess the text without looking. So its tower and connector are first trained alone, and
+cheaply: from the mean of the visual tokens, a throw-away linear head predicts the label distribution and which words
+the reasoning uses (words as weak supervision: Joulin et al. 2016, arXiv 1511.02251).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class _Images(Dataset[Example]):
         for sample in samples:
             distribution = sample.distribution()
             if distribution is None:
-                raise InputError(f"sample {sample.id} has neither votes nor an answer; the vision tower learns from them")
+                raise InputError(
+                    f"sample {sample.id} has neither votes nor an answer; the vision tower learns from them"
+                )
             picture = [[Image.fromarray(decode_image(sample.image))]]
             self._pixels.append(images(picture, return_tensors="pt")["pixel_values"][0, 0].half())
             self._labels.append(torch.tensor(distribution))
