@@ -50,8 +50,6 @@ class PackingCollator:
     processor: Any
     template: PromptTemplate
     taxonomy: Taxonomy
-    flip: bool = False
-    """Mirror each image with probability one half."""
     _prompts: dict[Mode, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,9 +101,6 @@ class PackingCollator:
     def _pixels(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         images = [[Image.fromarray(decode_image(row.image))] for row in rows]
         pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        if self.flip:
-            mirrored = torch.rand(len(rows)) < 0.5
-            pixels[mirrored] = pixels[mirrored].flip(-1)
         return pixels
 
 

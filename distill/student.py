@@ -16,6 +16,7 @@ from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.recipe import Recipe, StudentRecipe
 from emocaliber.train.run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+from emocaliber.train.vision import mirror_half
 
 from .packing import PackedRow, PackingCollator, packed_losses
 
@@ -43,6 +44,8 @@ class _StudentTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Returns the loss of one packed batch."""
+        if self._table.flip:
+            inputs = {**inputs, "pixel_values": mirror_half(inputs["pixel_values"])}
         sequence, distribution, _ = packed_losses(model, inputs, self._tree)
         return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
 
@@ -68,7 +71,7 @@ def train_student(
     if not rows:
         raise InputError("no trace is left to train the student on: none of them parsed")
     started = time.perf_counter()
-    collator = PackingCollator(processor, recipe.prompt, resolve_taxonomy(recipe.taxonomy), flip=table.flip)
+    collator = PackingCollator(processor, recipe.prompt, resolve_taxonomy(recipe.taxonomy))
     checkpoint = last_checkpoint(folder, resume=resume)
     trainer = _StudentTrainer(
         table,

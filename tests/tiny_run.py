@@ -43,7 +43,7 @@ def recipe_mapping(**changes: Any) -> dict[str, Any]:
         },
         "collect": {"images": 8, "samples": 1, "batch_size": 8},
         "student": {"model": {"build": _BUILD}, "learning_rate": 5e-3, "batch_size": 4, "epochs": 1},
-        "bundle": {"name": "tiny"},
+        "bundle": {"name": "tiny", "license": "Apache-2.0"},
     }
     return {**mapping, **changes}
 

@@ -60,10 +60,11 @@ class _Images(Dataset[Example]):
         return len(self._pixels)
 
     def __getitem__(self, index: int) -> Example:
-        pixels = self._pixels[index].float()
-        if torch.rand(()) < 0.5:
-            pixels = pixels.flip(-1)
-        return {"pixel_values": pixels, "labels": self._labels[index], "words": self._words[index]}
+        return {
+            "pixel_values": self._pixels[index].float(),
+            "labels": self._labels[index],
+            "words": self._words[index],
+        }
 
 
 class _Probe(nn.Module):
@@ -78,11 +79,22 @@ class _Probe(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, words: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the loss: cross-entropy to the label distribution plus mean binary cross-entropy of the words."""
-        tokens = self.connector(self.tower(pixel_values).last_hidden_state)
+        tokens = self.connector(self.tower(mirror_half(pixel_values)).last_hidden_state)
         logits = self.head(tokens.mean(dim=1))
         label_loss = nn.functional.cross_entropy(logits[:, : self._labels], labels)
         word_loss = nn.functional.binary_cross_entropy_with_logits(logits[:, self._labels :], words, reduction="none")
         return {"loss": label_loss + word_loss.sum(dim=1).mean() / 10.0, "label_loss": label_loss}
+
+
+def mirror_half(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Returns (N, ..., width) images, each mirrored left to right with probability one half.
+
+    To be called in a training step, not while data are loaded: a loader is a batch ahead of the step it serves, so that
+    a resumed run would draw otherwise than one that was never interrupted.
+    """
+    mirrored = torch.rand(len(pixel_values)) < 0.5
+    shape = (-1, *(1,) * (pixel_values.ndim - 1))
+    return torch.where(mirrored.view(shape).to(pixel_values.device), pixel_values.flip(-1), pixel_values)
 
 
 def train_vision(

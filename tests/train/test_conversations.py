@@ -85,7 +85,7 @@ def test_what_a_sample_lacks_is_named(sample: Sample) -> None:
     with pytest.raises(InputError, match="sample red has no confidence; run 'emocaliber train annotate' first"):
         supervised_dataset([unsure], template, ["direct"], with_confidence=True)
     lost = dataclasses.replace(sample, image="/nowhere/red.png")
-    with pytest.raises(InputError, match="image /nowhere/red.png does not exist"):
+    with pytest.raises(InputError, match=r"image /nowhere/red.png does not exist"):
         supervised_dataset([lost], template, ["direct"], with_confidence=False)
     with pytest.raises(InputError, match="sample red has neither votes nor an answer; nothing can reward"):
         prompt_dataset([dataclasses.replace(sample, answer=None)], template, ["direct"])
