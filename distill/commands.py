@@ -13,12 +13,11 @@ from emocaliber.train.recipe import load_recipe
 from emocaliber.train.run import Stage
 from emocaliber.train.workspace import Workspace
 
-from .stages import run_bundle, run_collect, run_fit, run_student
+from .stages import run_collect, run_fit, run_student
 
 _STAGES: dict[str, tuple[Callable[..., Stage | Path], str]] = {
     "collect": (run_collect, "the teacher's traces: what it writes, and how probable it finds every label"),
     "train": (run_student, "the student: sequence and label-distribution distillation"),
-    "bundle": (run_bundle, "the student exported to ONNX, quantised and verified, as a bundle"),
     "calibrate": (run_fit, "calibrators and conformal thresholds, fitted on the exported graphs"),
 }
 

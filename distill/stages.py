@@ -6,8 +6,9 @@ import random
 import sys
 from pathlib import Path
 
+from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.evaluate.transformers_model import TransformersModel
-from emocaliber.export.bundle import BundleSpec, write_bundle
+from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.manifest import MANIFEST_NAME
@@ -15,7 +16,7 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.models import build_model, load_model, load_processor
-from emocaliber.train.recipe import BundleRecipe, CollectRecipe, Recipe, StudentRecipe
+from emocaliber.train.recipe import CollectRecipe, Recipe, StudentRecipe
 from emocaliber.train.run import Stage, finished, read_stage
 from emocaliber.train.stages import longest_response, prepare
 from emocaliber.train.workspace import Workspace, load_samples
@@ -85,21 +86,12 @@ def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
     folder = workspace.stage("student")
     if not finished(folder):
         raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber distill train' first")
-    spec = BundleSpec(
-        name=table.name,
-        version=table.version,
-        license=table.license,
+    spec = spec_from_table(
+        table,
         taxonomies=(recipe.taxonomy,),
         template=recipe.prompt,
-        precisions=table.precisions,
-        default_precision=table.precisions[-1],
+        provenance={"recipe": to_mapping(recipe)},
         max_new_tokens=longest_response(recipe),
-        provenance={
-            "summary": table.summary,
-            "training_data": table.training_data,
-            "limits": list(table.limits),
-            "recipe": to_mapping(recipe),
-        },
     )
     return write_bundle(workspace.bundle, load_model(folder), load_processor(folder), spec)
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.evaluate.prompting import (
     decoder_shape,
     end_tokens,
@@ -89,6 +90,41 @@ class BundleSpec:
             )
         if self.default_taxonomy and self.default_taxonomy not in self.taxonomies:
             raise ConfigError(f"default_taxonomy {self.default_taxonomy!r} is not among {list(self.taxonomies)}")
+
+
+def spec_from_table(
+    table: BundleRecipe,
+    *,
+    taxonomies: tuple[str, ...],
+    template: PromptTemplate,
+    provenance: Mapping[str, Any],
+    max_new_tokens: int = 320,
+) -> BundleSpec:
+    """Returns the description of a bundle that a recipe's ``[bundle]`` table asks for.
+
+    Args:
+        table: The table.
+        taxonomies: Names of the label sets the model was trained for.
+        template: The instruction of each mode.
+        provenance: What the model was made from; the table's own texts stand beside it.
+        max_new_tokens: Longest response.
+
+    Raises:
+        ConfigError: If a taxonomy is unknown.
+    """
+    texts = {"summary": table.summary, "training_data": table.training_data, "limits": list(table.limits)}
+    precisions = tuple(dict.fromkeys(table.precisions))
+    return BundleSpec(
+        name=table.name,
+        version=table.version,
+        license=table.license,
+        taxonomies=taxonomies,
+        template=template,
+        precisions=precisions,
+        default_precision=precisions[-1],
+        max_new_tokens=max_new_tokens,
+        provenance={**{key: text for key, text in texts.items() if text}, **provenance},
+    )
 
 
 def write_bundle(

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
 
-from .bundle import BundleSpec, check_free, staged, write_bundle
+from .bundle import BundleSpec, check_free, spec_from_table, staged, write_bundle
 from .graphs import VISION, export_graphs
 from .quantize import quantize_int8
 from .sources import load_source
@@ -108,19 +109,20 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
         ConfigError: If the recipe or provenance cannot be read, or no licence is given.
     """
     recipe = _read(arguments.recipe, tomllib.loads, "recipe") if arguments.recipe else {}
-    table = recipe.get("bundle", {})
-    license_ = arguments.license or table.get("license")
-    if not license_:
+    given = {
+        "name": arguments.name,
+        "version": arguments.model_version,
+        "license": arguments.license,
+        "precisions": arguments.precision,
+    }
+    fields = {"name": arguments.model.resolve().name, **recipe.get("bundle", {})}
+    fields |= {key: value for key, value in given.items() if value is not None}
+    if "license" not in fields:
         raise ConfigError("no licence for the weights: give --license SPDX, or a recipe with bundle.license")
-    precisions = tuple(dict.fromkeys(arguments.precision or ("fp32", "int8")))
-    return BundleSpec(
-        name=arguments.name or table.get("name") or arguments.model.resolve().name,
-        version=arguments.model_version or table.get("version") or "0.1.0",
-        license=license_,
+    return spec_from_table(
+        from_mapping(BundleRecipe, fields, f"recipe {arguments.recipe}, bundle"),
         taxonomies=tuple(dict.fromkeys(arguments.taxonomy or [recipe.get("taxonomy", DEFAULT_TAXONOMY)])),
         template=from_mapping(PromptTemplate, recipe.get("prompt", {}), f"recipe {arguments.recipe}, prompt"),
-        precisions=precisions,
-        default_precision="int8" if "int8" in precisions else precisions[0],
         provenance=_read(arguments.provenance, json.loads, "provenance") if arguments.provenance else {},
     )
 

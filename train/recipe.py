@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
@@ -224,29 +225,6 @@ class StudentRecipe:
         _positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
         if not 0.0 <= self.votes_share <= 1.0:
             raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleRecipe:
-    """What the exported bundle is called and how it is calibrated."""
-
-    name: str
-    version: str = "0.1.0"
-    license: str = "Apache-2.0"
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
-    """Variants to ship; the last one is the default."""
-    calibration_images: int = 1000
-    """Most calibration images used."""
-    summary: str = ""
-    """What the model is, in a sentence or two; stands in the model card."""
-    training_data: str = ""
-    """What the model was trained on, in words; stands in the model card."""
-    limits: tuple[str, ...] = ()
-    """What a user must know before relying on it; stands in the model card."""
-
-    def __post_init__(self) -> None:
-        if not self.precisions:
-            raise ConfigError("precisions is empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

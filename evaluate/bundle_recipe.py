@@ -1,0 +1,31 @@
+"""The ``[bundle]`` table of a recipe: shared by training, which runs recipes, and export, which writes bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from emocaliber.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleRecipe:
+    """What the exported bundle is called and how it is calibrated."""
+
+    name: str
+    version: str = "0.1.0"
+    license: str
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    """Variants to ship; the last one is the default."""
+    calibration_images: int = 1000
+    """Most calibration images used."""
+    summary: str = ""
+    """What the model is, in a sentence or two; stands in the model card."""
+    training_data: str = ""
+    """What the model was trained on, in words; stands in the model card."""
+    limits: tuple[str, ...] = ()
+    """What a user must know before relying on it; stands in the model card."""
+
+    def __post_init__(self) -> None:
+        if not self.precisions:
+            raise ConfigError("precisions is empty")
