@@ -17,6 +17,7 @@ from emocaliber.runtime.errors import ArtifactError, ResponseError
 from emocaliber.runtime.files import atomic_path
 from emocaliber.runtime.grammar import MODES, Mode, parse_response, render_response
 from emocaliber.runtime.samples import Sample
+from emocaliber.runtime.scoring import Scored
 from emocaliber.train.recipe import CollectRecipe
 
 SCHEMA = pa.schema(
@@ -84,36 +85,40 @@ def _traces(
 ) -> Iterator[dict[str, Any]]:
     draws = table.samples if mode == "reason" else 1
     temperature = table.temperature if mode == "reason" else None
-    sampling = Sampling(samples=draws, temperature=temperature, seed=seed)
+    # One reasoning at a time: a confidence is stated for the answer of its own reasoning.
+    samplings = [Sampling(temperature=temperature, seed=seed * draws + draw) for draw in range(draws)]
     for start in range(0, len(samples), table.batch_size):
         batch = samples[start : start + table.batch_size]
-        scored = model.score([sample.image for sample in batch], mode, sampling)
-        assert scored.verbalized is not None
+        images = [sample.image for sample in batch]
+        scored = [model.score(images, mode, sampling) for sampling in samplings]
         for i, sample in enumerate(batch):
-            labels = sample.resolve().labels
-            for draw in range(draws):
-                scores = scored.label_scores[i, draw]
-                answer = labels[int(scores.argmax())]
-                reasoning = "" if scored.texts is None else scored.texts[i][draw]
-                confidence = float(scored.verbalized[i])
-                fault = _fault(reasoning, answer, confidence, labels, mode)
-                yield {
-                    "id": sample.id,
-                    "image": sample.image,
-                    "taxonomy": sample.taxonomy,
-                    "labels": list(labels),
-                    "mode": mode,
-                    "sample": draw,
-                    "reasoning": reasoning,
-                    "answer": answer,
-                    "confidence": confidence,
-                    "label_scores": [float(score) for score in scores],
-                    "parsed": not fault,
-                    "fault": fault,
-                    "teacher": teacher,
-                    "seed": seed,
-                    "temperature": temperature,
-                }
+            for draw, sampling in enumerate(samplings):
+                yield _trace(sample, scored[draw], i, mode, sampling) | {"sample": draw, "teacher": teacher}
+
+
+def _trace(sample: Sample, scored: Scored, row: int, mode: Mode, sampling: Sampling) -> dict[str, Any]:
+    assert scored.verbalized is not None
+    labels = sample.resolve().labels
+    scores = scored.label_scores[row, 0]
+    answer = labels[int(scores.argmax())]
+    reasoning = "" if scored.texts is None else scored.texts[row][0]
+    confidence = float(scored.verbalized[row])
+    fault = _fault(reasoning, answer, confidence, labels, mode)
+    return {
+        "id": sample.id,
+        "image": sample.image,
+        "taxonomy": sample.taxonomy,
+        "labels": list(labels),
+        "mode": mode,
+        "reasoning": reasoning,
+        "answer": answer,
+        "confidence": confidence,
+        "label_scores": [float(score) for score in scores],
+        "parsed": not fault,
+        "fault": fault,
+        "seed": sampling.seed,
+        "temperature": sampling.temperature,
+    }
 
 
 def _fault(reasoning: str, answer: str, confidence: float, labels: Sequence[str], mode: Mode) -> str:

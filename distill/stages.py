@@ -19,7 +19,7 @@ from emocaliber.train.models import build_model, load_model, load_processor
 from emocaliber.train.recipe import CollectRecipe, Recipe, StudentRecipe
 from emocaliber.train.run import Stage, finished, read_stage
 from emocaliber.train.stages import longest_response, prepare
-from emocaliber.train.workspace import Workspace, load_samples
+from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .collect import collect_traces, read_traces
 from .fit import calibrate_bundle
@@ -103,7 +103,9 @@ def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Pa
         if bundle.calibrators:
             return workspace.bundle
     samples = load_samples(recipe, workspace, "calibration")[: table.calibration_images]
-    calibrate_bundle(workspace.bundle, samples, fitted_on=f"{recipe.data.samples}, calibration split", seed=recipe.seed)
+    source = recipe.data.samples
+    described = "procedural scenes" if source.startswith(SCENES) else Path(source).name
+    calibrate_bundle(workspace.bundle, samples, fitted_on=f"{described}, calibration split", seed=recipe.seed)
     return workspace.bundle
 
 

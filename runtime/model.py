@@ -330,7 +330,7 @@ def _reasoning(scored: Scored, row: int, top: int, labels: Sequence[str]) -> dic
 
 
 def _described(calibrator: Calibrator) -> str:
-    return f"{calibrator.method} fitted on {calibrator.n} of {calibrator.fitted_on} ({calibrator.engine})"
+    return f"{calibrator.method} fitted on {calibrator.n} images of {calibrator.fitted_on} ({calibrator.engine})"
 
 
 def _present(parts: Iterable[NDArray[np.float64] | None]) -> list[NDArray[np.float64]]:

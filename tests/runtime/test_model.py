@@ -46,7 +46,7 @@ def test_direct_prediction_is_the_calibrated_softmax(model: EmotionModel, images
     assert prediction.confidence == max(prediction.distribution.values())
     assert (prediction.mode, prediction.taxonomy, prediction.coverage) == ("direct", "emotion6-7", 0.9)
     assert prediction.calibrated
-    assert prediction.calibrator == "temperature fitted on 100 of nothing: made up for tests (cpu)"
+    assert prediction.calibrator == "temperature fitted on 100 images of nothing: made up for tests (cpu)"
     assert prediction.verbalized_confidence is None
     assert prediction.reasoning is None
     assert prediction.bundle == {
