@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
-from emocaliber.train.importers import IMPORTERS, ImportOptions
+from emocaliber.train.importers import IMPORTERS, Imported, ImportOptions, import_set
 from emocaliber.train.importers.audit import Audit, audit_samples
 from emocaliber.train.importers.sheet import write_sheet
 
@@ -31,6 +31,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--size", type=int, help="side in pixels, where the set draws its own pictures")
     action.add_argument("--splits", type=_splits, metavar="NAME=SHARE,...", help="train=0.7,calibration=0.15,test=0.15")
     action.add_argument("--taxonomy", action="append", help="label set to write lines for; may be given several times")
+    action.add_argument(
+        "--images", type=Path, action="append", default=[], metavar="DIR",
+        help="folder that image paths are relative to; may be given several times",
+    )  # fmt: skip
+    action.add_argument("--copy", action="store_true", help="copy the images into OUT instead of naming them in place")
+    action.add_argument("--strict", action="store_true", help="an image that is listed but absent is an error")
+    action.add_argument(
+        "--keep-duplicates", action="store_true", help="keep pictures that the set itself has in several splits"
+    )
+    action.add_argument("--raters", choices=("all", "us", "chinese"), help="whose ratings count (bass)")
     action.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet of the first images")
     action = actions.add_parser("check", help="read every line and every image of a samples file")
     action.add_argument("samples", metavar="FILE", type=Path, help="samples in JSON Lines")
@@ -74,13 +84,27 @@ def _import(arguments: argparse.Namespace) -> int:
         size=arguments.size,
         splits=arguments.splits,
         taxonomies=None if arguments.taxonomy is None else tuple(arguments.taxonomy),
+        images=tuple(folder.absolute() for folder in arguments.images),
+        copy=arguments.copy,
+        strict=arguments.strict,
+        keep_duplicates=arguments.keep_duplicates,
+        raters=arguments.raters,
     )
     with _progress(arguments.name, "image") as report:
-        samples = IMPORTERS[arguments.name].load(arguments.source, arguments.folder, options, report)
+        imported = import_set(arguments.name, arguments.source, arguments.folder, options, report)
     if arguments.sheet is not None:
-        write_sheet(samples, arguments.sheet)
-    sys.stdout.write(f"{samples}\n")
+        write_sheet(imported.samples, arguments.sheet)
+    sys.stderr.write("\n".join(_summary(arguments.name, imported)) + "\n")
+    sys.stdout.write(f"{imported.samples}\n")
     return EXIT_OK
+
+
+def _summary(name: str, imported: Imported) -> list[str]:
+    """Returns the lines that say what was imported, what was left out, and under which terms."""
+    lines = [f"{name}:"]
+    lines += [f"  {count} {what}" for what, count in imported.counts.items() if count]
+    lines += [f"  note: {note}" for note in imported.notes]
+    return [*lines, f"  terms: {IMPORTERS[name].terms}"]
 
 
 def _check(arguments: argparse.Namespace) -> int:

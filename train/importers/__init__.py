@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Importer, ImportOptions
-from .scenes import import_scenes
+from .base import Imported, Importer, ImportOptions
+from .catalog import IMPORTERS, import_set
 
-IMPORTERS: dict[str, Importer] = {
-    "scenes": Importer(
-        load=import_scenes, source="number of scenes, such as 4000", help="procedural scenes with a known posterior"
-    ),
-}
-"""Name on the command line: importer. A new set is a module beside this one and a line here."""
-
-__all__ = ["IMPORTERS", "ImportOptions", "Importer"]
+__all__ = ["IMPORTERS", "ImportOptions", "Imported", "Importer", "import_set"]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from emocaliber.runtime.errors import InputError
 from emocaliber.train.scenes import DEFAULT_SPLITS, write_scenes
 
-from .base import ImportOptions
+from .base import Imported, ImportOptions, Progress
 
 
-def import_scenes(source: str, folder: Path, options: ImportOptions, progress: Callable[[int, int], None]) -> Path:
-    """Returns the samples file of ``source`` scenes written to ``folder``.
+def import_scenes(source: str, folder: Path, options: ImportOptions, progress: Progress) -> Imported:
+    """Returns what was written: ``source`` scenes in ``folder``.
 
     Raises:
         InputError: If ``source`` is not a whole number of at least 1, or a taxonomy has no posterior here.
@@ -20,7 +19,7 @@ def import_scenes(source: str, folder: Path, options: ImportOptions, progress: C
     """
     if not source.isascii() or not source.isdigit() or int(source) < 1:
         raise InputError(f"SRC of scenes is {source!r}, expected how many to draw, such as 4000")
-    return write_scenes(
+    samples = write_scenes(
         folder,
         int(source),
         options.seed,
@@ -29,3 +28,4 @@ def import_scenes(source: str, folder: Path, options: ImportOptions, progress: C
         taxonomies=("emotion6-7",) if options.taxonomies is None else options.taxonomies,
         progress=progress,
     )
+    return Imported(samples=samples, counts={"scenes": int(source)})
