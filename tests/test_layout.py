@@ -132,6 +132,15 @@ def test_every_development_requirement_is_locked_within_its_range(project: dict[
         assert requirement.specifier.contains(pinned), f"{requirement} is locked at {pinned}"
 
 
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    commands = re.findall(
+        r"^\$ (python3 dev\.py \w+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert commands == ["python3 dev.py quickstart", "python3 dev.py test"]
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.split(" ||")[0] == commands[1]]
+
+
 def test_links_in_the_documents_lead_somewhere() -> None:
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     assert len(documents) > 1
