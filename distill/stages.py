@@ -16,7 +16,7 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.models import build_model, load_model, load_processor
-from emocaliber.train.recipe import CollectRecipe, Recipe, StudentRecipe
+from emocaliber.train.recipe import BuildRecipe, CollectRecipe, Recipe, StudentRecipe
 from emocaliber.train.run import Stage, finished, read_stage
 from emocaliber.train.stages import longest_response, prepare
 from emocaliber.train.workspace import SCENES, Workspace, load_samples
@@ -68,7 +68,7 @@ def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
     if table.model.build is not None:
         processor = load_processor(teacher)
         model = build_model(table.model.build, processor, recipe.seed)
-        if recipe.teacher.build is not None and recipe.teacher.build.vision == table.model.build.vision:
+        if recipe.teacher.build is not None and _same_sight(recipe.teacher.build, table.model.build):
             # The student starts from what the teacher sees; only its decoder is new.
             model.model.vision_model.load_state_dict(load_model(teacher).model.vision_model.state_dict())
     else:
@@ -107,6 +107,15 @@ def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Pa
     described = "procedural scenes" if source.startswith(SCENES) else Path(source).name
     calibrate_bundle(workspace.bundle, samples, fitted_on=f"{described}, calibration split", seed=recipe.seed)
     return workspace.bundle
+
+
+def _same_sight(teacher: BuildRecipe, student: BuildRecipe) -> bool:
+    """Returns whether the vision towers of both have the same shape."""
+    return (teacher.vision, teacher.image_size, teacher.patch_size) == (
+        student.vision,
+        student.image_size,
+        student.patch_size,
+    )
 
 
 def _chosen(recipe: Recipe, workspace: Workspace) -> list[Sample]:

@@ -251,6 +251,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.taxonomy not in TAXONOMIES:
             raise ConfigError(f"taxonomy is {self.taxonomy!r}, known: {', '.join(TAXONOMIES)}")
+        teacher, student = self.teacher.build, None if self.student is None else self.student.model.build
+        if teacher is not None and student is not None:
+            sizes = [(build.image_size, build.visual_tokens) for build in (teacher, student)]
+            if sizes[0] != sizes[1]:
+                raise ConfigError(
+                    f"a student built from scratch reads images with the teacher's processor, but (image_size, visual "
+                    f"tokens) are {sizes[0]} of the teacher and {sizes[1]} of the student"
+                )
 
     def stage(self, name: str) -> Any:
         """Returns the table of a stage.

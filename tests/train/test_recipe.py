@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,14 @@ def test_visual_tokens() -> None:
     built = tiny_recipe(teacher={"build": tiny_build()}).teacher.build
     assert built is not None
     assert built.visual_tokens == 4
+
+
+def test_a_built_student_sees_as_many_tokens_as_its_teacher() -> None:
+    student = {"learning_rate": 1.0, "batch_size": 1, "epochs": 1}
+    teacher = {"build": tiny_build()}
+    # Patches of half the size, shuffled in squares of twice the side: the same four tokens.
+    finer = {"build": tiny_build(patch_size=4, scale_factor=4)}
+    assert tiny_recipe(teacher=teacher, student={**student, "model": finer}).student is not None
+    for build, found in ((tiny_build(patch_size=4), "(32, 16)"), (tiny_build(image_size=64, patch_size=16), "(64, 4)")):
+        with pytest.raises(ConfigError, match=re.escape(f"(32, 4) of the teacher and {found} of the student")):
+            tiny_recipe(teacher=teacher, student={**student, "model": {"build": build}})
