@@ -7,8 +7,9 @@ their own, and a text alternative for readers who do not see them.
 from __future__ import annotations
 
 from html import escape
+from math import ceil
 
-from .records import CoverageRow, Interval, ReliabilityBins
+from .records import CoverageRow, Interval, ReliabilityBins, RiskCurve
 
 _WIDTH, _HEIGHT = 300, 330
 _LEFT, _TOP, _SIDE = 40, 12, 246
@@ -63,6 +64,27 @@ def coverage_svg(rows: tuple[CoverageRow, ...]) -> str:
     return "".join(parts)
 
 
+def risk_svg(curves: tuple[RiskCurve, ...]) -> str:
+    """Returns error rate against coverage, one line a curve, one shade for each of up to four; the axis fits them."""
+    top = max(0.05, *(float(curve.risk.max()) for curve in curves))
+    top = min(1.0, ceil(20 * top) / 20)
+    listed = "; ".join(f"{curve.name} area {curve.aurc:.3f}" for curve in curves)
+    parts = [
+        _open(_WIDTH, _HEIGHT, f"Error rate against the most confident share: {listed}"),
+        *_axes("most confident share", "error rate", top),
+    ]
+    for position, curve in enumerate(curves):
+        points = " ".join(
+            f"{_x(float(x)):.1f},{_y(float(y) / top):.1f}" for x, y in zip(curve.coverage, curve.risk, strict=True)
+        )
+        parts.append(
+            f'<polyline class="curve line{position % 4}" points="{points}"><title>{escape(curve.name)}, area '
+            f"{curve.aurc:.3f}</title></polyline>"
+        )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
 def interval_svg(interval: Interval, title: str) -> str:
     """Returns a number line with zero, the estimate and its interval."""
     reach = 1.15 * max(abs(interval.low), abs(interval.high), abs(interval.estimate), 1e-6)
@@ -86,11 +108,11 @@ def interval_svg(interval: Interval, title: str) -> str:
     )
 
 
-def _axes(horizontal: str, vertical: str) -> list[str]:
+def _axes(horizontal: str, vertical: str, top: float = 1.0) -> list[str]:
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(_line("grid", _x(0), _y(tick), _x(1), _y(tick)))
-        parts.append(_text("tick", _LEFT - 6, _y(tick) + 4, f"{tick:g}", "end"))
+        parts.append(_text("tick", _LEFT - 6, _y(tick) + 4, f"{round(tick * top, 4):g}", "end"))
         parts.append(_text("tick", _x(tick), _STRIP_TOP + _STRIP_HEIGHT + 14, f"{tick:g}", "middle"))
     parts.append(_text("axis-name", _x(0.5), _STRIP_TOP + _STRIP_HEIGHT + 29, horizontal, "middle"))
     x, y = 9, _y(0.5)

@@ -18,7 +18,13 @@ _BLOCK = 1 << 22
 
 
 def bootstrap_mean(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0, clusters: ArrayLike | None = None
+    values: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
 ) -> Interval:
     """Returns the mean of ``values`` (N,) with its bootstrap percentile interval.
 
@@ -28,6 +34,8 @@ def bootstrap_mean(
         resamples: Number of resamples.
         seed: Of the resampling; equal seeds give equal intervals.
         clusters: (N,), a group id for each value where several come from one image: groups are drawn, not values.
+        strata: (N,), such as the task of each value: each resample has as many of every stratum as the sample. Not
+            together with clusters.
 
     Raises:
         InputError: If there are no values, one is not finite, or ``level`` or ``resamples`` is out of range.
@@ -36,6 +44,8 @@ def bootstrap_mean(
     _check(level, resamples)
     sums: Floats = numbers
     sizes: Floats = np.ones_like(numbers)
+    if clusters is not None and strata is not None:
+        raise InputError("a bootstrap takes clusters or strata, not both")
     if clusters is not None:
         ids = np.asarray(clusters)
         if ids.shape != numbers.shape:
@@ -43,12 +53,18 @@ def bootstrap_mean(
         _, group = np.unique(ids, return_inverse=True)
         sums = np.bincount(group, weights=numbers).astype(np.float64)
         sizes = np.bincount(group).astype(np.float64)
-    drawn = [sums[index].sum(axis=1) / sizes[index].sum(axis=1) for index in _draws(len(sums), resamples, seed)]
+    drawn = [sums[index].sum(axis=1) / sizes[index].sum(axis=1) for index in _draws(len(sums), resamples, seed, strata)]
     return _interval(float(numbers.mean()), np.concatenate(drawn), level)
 
 
 def paired_difference(
-    before: ArrayLike, after: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    before: ArrayLike,
+    after: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    strata: ArrayLike | None = None,
 ) -> Interval:
     """Returns ``mean(after - before)`` with its interval, both measured on the same samples in the same order.
 
@@ -60,11 +76,17 @@ def paired_difference(
     first, second = _values(before), _values(after)
     if first.shape != second.shape:
         raise InputError(f"a paired difference needs the same samples: {first.size} before, {second.size} after")
-    return bootstrap_mean(second - first, level=level, resamples=resamples, seed=seed)
+    return bootstrap_mean(second - first, level=level, resamples=resamples, seed=seed, strata=strata)
 
 
 def bootstrap_statistic(
-    statistic: Callable[[Ints], float | None], n: int, *, level: float = 0.95, resamples: int = 500, seed: int = 0
+    statistic: Callable[[Ints], float | None],
+    n: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 500,
+    seed: int = 0,
+    strata: ArrayLike | None = None,
 ) -> Interval | None:
     """Returns any statistic with its bootstrap percentile interval; None where it is undefined on the whole sample.
 
@@ -76,6 +98,7 @@ def bootstrap_statistic(
         level: Share of resampled statistics the interval holds, in (0, 1).
         resamples: Number of resamples.
         seed: Of the resampling.
+        strata: (n,), as for `bootstrap_mean`.
 
     Raises:
         InputError: If ``n``, ``level`` or ``resamples`` is out of range.
@@ -86,17 +109,28 @@ def bootstrap_statistic(
     estimate = statistic(np.arange(n, dtype=np.int64))
     if estimate is None:
         return None
-    values = [statistic(row) for block in _draws(n, resamples, seed) for row in block]
+    values = [statistic(row) for block in _draws(n, resamples, seed, strata) for row in block]
     defined = [value for value in values if value is not None]
     return _interval(estimate, np.asarray(defined or [estimate], dtype=np.float64), level)
 
 
-def _draws(n: int, resamples: int, seed: int) -> Iterator[Ints]:
+def _draws(n: int, resamples: int, seed: int, strata: ArrayLike | None = None) -> Iterator[Ints]:
     """Yields blocks (B, n) of resampled positions, ``resamples`` rows in all, each block of bounded memory."""
+    groups = [np.arange(n, dtype=np.int64)] if strata is None else _strata(strata, n)
     generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
     for start in range(0, resamples, rows):
-        yield generator.integers(0, n, size=(min(rows, resamples - start), n))
+        shape = min(rows, resamples - start)
+        drawn = [group[generator.integers(0, len(group), size=(shape, len(group)))] for group in groups]
+        yield np.concatenate(drawn, axis=1)
+
+
+def _strata(strata: ArrayLike, n: int) -> list[Ints]:
+    names = np.asarray(strata)
+    if names.shape != (n,):
+        raise InputError(f"strata have shape {names.shape}, values ({n},)")
+    _, group = np.unique(names, return_inverse=True)
+    return [np.flatnonzero(group == k) for k in range(int(group.max()) + 1)]
 
 
 def _interval(estimate: float, drawn: Floats, level: float) -> Interval:

@@ -51,7 +51,7 @@ def kl_divergence(p_true: ArrayLike, p_pred: ArrayLike) -> float:
         p_true: (N, K), p.
         p_pred: (N, K), q.
     """
-    p, q = _pair(p_true, p_pred)
+    p, q = as_pair(p_true, p_pred)
     return float(_kl_rows(p, np.maximum(q, _TINY)).mean())
 
 
@@ -60,7 +60,7 @@ def js_divergence(p_true: ArrayLike, p_pred: ArrayLike) -> float:
 
     ``(KL(p || m) + KL(q || m)) / 2`` with ``m = (p + q) / 2``, arguments as for `kl_divergence`.
     """
-    p, q = _pair(p_true, p_pred)
+    p, q = as_pair(p_true, p_pred)
     middle = (p + q) / 2
     return float((_kl_rows(p, middle) + _kl_rows(q, middle)).mean() / 2)
 
@@ -119,7 +119,7 @@ def brier_score(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 def brier_losses(confidence: ArrayLike, correct: ArrayLike) -> Floats:
     """Returns (N,) the (expected) squared errors whose mean is `brier_score`, for paired comparisons."""
-    c, q = _confidences(confidence, correct)
+    c, q = as_confidences(confidence, correct)
     losses: Floats = q * (1 - c) ** 2 + (1 - q) * c**2
     return losses
 
@@ -149,7 +149,7 @@ def reliability_curve(
     Raises:
         InputError: Also if ``n_bins`` is below one.
     """
-    c, q = _confidences(confidence, correct)
+    c, q = as_confidences(confidence, correct)
     if n_bins < 1:
         raise InputError(f"n_bins is {n_bins}, expected at least 1")
     # i / n and not linspace: the edges a reader would write down, so that 0.6 falls into the bin that ends at 0.6.
@@ -176,7 +176,7 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
     ``correct`` q: ``sum_{i != j} q_i (1 - q_j) [c_i > c_j] / sum_{i != j} q_i (1 - q_j)``, ties counted half. It is
     undefined where no pair of a right and a wrong answer exists.
     """
-    c, q = _confidences(confidence, correct)
+    c, q = as_confidences(confidence, correct)
     _, group = np.unique(c, return_inverse=True)
     right, wrong = np.bincount(group, weights=q), np.bincount(group, weights=1 - q)
     own = float((q * (1 - q)).sum())
@@ -252,7 +252,12 @@ def as_targets(labels: ArrayLike, like: Floats) -> Floats:
     return targets
 
 
-def _pair(p_true: ArrayLike, p_pred: ArrayLike) -> tuple[Floats, Floats]:
+def as_pair(p_true: ArrayLike, p_pred: ArrayLike) -> tuple[Floats, Floats]:
+    """Returns both as (N, K) float64 rows that sum to one.
+
+    Raises:
+        InputError: If one is not of that form, or the shapes differ.
+    """
     p, q = as_distributions(p_true), as_distributions(p_pred)
     if p.shape != q.shape:
         raise InputError(f"distributions of shapes {p.shape} and {q.shape} cannot be compared")
@@ -265,7 +270,12 @@ def _kl_rows(p: Floats, q: Floats) -> Floats:
     return rows
 
 
-def _confidences(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+def as_confidences(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Returns both as (N,) float64 in [0, 1].
+
+    Raises:
+        InputError: If the shapes differ or are empty, or a number is outside [0, 1].
+    """
     c, q = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if c.shape != q.shape or c.ndim != 1 or not c.size:
         raise InputError(f"confidence has shape {c.shape}, correct {q.shape}; expected (N,) both, N >= 1")

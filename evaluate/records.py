@@ -135,6 +135,68 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkRow:
+    """One task or group of VECBench beside the paper's figures."""
+
+    name: str
+    """Task or group."""
+    n: int
+    """Samples."""
+    measured: dict[str, float | None]
+    """``acc``, ``f1``, ``ece``, ``brier``, ``auroc`` of this run, as fractions, as far as they are defined."""
+    published: dict[str, float | None]
+    """The same of the paper."""
+    is_group: bool = False
+    """Whether this is a group of tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRow:
+    """Confidences beside the constant that knows only how often each task is answered rightly."""
+
+    name: str
+    """Task, group, or all."""
+    brier: float
+    """Brier score of the confidences."""
+    constant_brier: float
+    """Brier score of the constant."""
+    auroc: float | None
+    """AUROC of the confidences, all pairs."""
+    constant_auroc: float | None
+    """AUROC of the constant, all pairs; one half within a task."""
+    auroc_within: float | None
+    """AUROC of the confidences, pairs within a task only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RiskCurve:
+    """Error rate among the most confident share, against that share."""
+
+    name: str
+    """Task, or all."""
+    coverage: Floats
+    """(P,), rising, in (0, 1]."""
+    risk: Floats
+    """(P,), in [0, 1]."""
+    aurc: float
+    """Area under the whole curve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Confusion:
+    """How often each label was answered for each right label of one task."""
+
+    task: str
+    """Name of the task."""
+    labels: tuple[str, ...]
+    """Right labels, the rows."""
+    answers: tuple[str, ...]
+    """Answers, the columns."""
+    counts: Ints
+    """(labels, answers)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything one report shows."""
 
@@ -154,3 +216,13 @@ class ReportData:
     """The prediction-set table."""
     comparisons: tuple[Comparison, ...] = ()
     """Paired differences."""
+    benchmark: tuple[BenchmarkRow, ...] = ()
+    """The table beside the paper's figures."""
+    baselines: tuple[BaselineRow, ...] = ()
+    """The table beside a constant confidence."""
+    risks: tuple[RiskCurve, ...] = ()
+    """Risk-coverage curves, at most four are drawn."""
+    confusions: tuple[Confusion, ...] = ()
+    """Confusion matrices."""
+    mistakes: tuple[Example, ...] = ()
+    """The most confident wrong answers; an empty image is not drawn, and empty `labels` draw no bars."""

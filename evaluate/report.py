@@ -13,6 +13,7 @@ from pathlib import Path
 from .charts import coverage_svg, interval_svg, reliability_svg
 from .metrics import reliability_curve
 from .records import Comparison, CoverageRow, Example, ReportData, StageResult
+from .report_sections import baseline_section, benchmark_section, confusion_section, risk_section, series_key
 
 _COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("accuracy", "accuracy", "{:.1%}", True),
@@ -50,7 +51,12 @@ def render_report(data: ReportData) -> str:
         _stages(data.stages),
         _reliability(data.stages),
         _comparisons(data.comparisons),
+        benchmark_section(data.benchmark),
+        baseline_section(data.baselines),
+        risk_section(data.risks),
         _coverage(data.coverage),
+        confusion_section(data.confusions),
+        _mistakes(data.mistakes),
         _gallery(data.examples),
         _notes(data.notes),
         _glossary(),
@@ -168,23 +174,32 @@ def _comparison(comparison: Comparison) -> str:
 def _coverage(rows: tuple[CoverageRow, ...]) -> str:
     if not rows:
         return ""
-    names = list(dict.fromkeys(row.name for row in rows))
+    key = series_key(dict.fromkeys(row.name for row in rows))
     body = "".join(
         f'<tr><th scope="row">{escape(row.name)}</th><td>{row.target:.0%}</td><td>{row.coverage:.1%}</td>'
         f"<td>{row.size:.2f}</td><td>{row.n:,}</td></tr>"
         for row in rows
     )
-    colours = ("var(--accent)", "var(--s1)", "var(--s2)", "var(--s3)")
-    key = "".join(f'<li><i style="background:{colours[i % 4]}"></i>{escape(name)}</li>' for i, name in enumerate(names))
     return (
         "<section><h2>Prediction sets</h2>\n"
         '<p class="hint">Asked for a coverage, the model returns the labels that hold the right one that often. '
         "A small set is a sure model.</p>\n"
-        f'<div class="pair"><figure class="card"><ul class="key">{key}</ul>{coverage_svg(rows)}</figure>'
+        f'<div class="pair"><figure class="card">{key}{coverage_svg(rows)}</figure>'
         '<div class="card scroll" tabindex="0" role="region" aria-label="Coverage table"><table><thead><tr>'
         '<th scope="col">model</th><th scope="col">asked</th><th scope="col">observed</th>'
         f'<th scope="col">mean size</th><th scope="col">n</th></tr></thead><tbody>{body}</tbody></table></div></div>'
         "</section>"
+    )
+
+
+def _mistakes(examples: tuple[Example, ...]) -> str:
+    if not examples:
+        return ""
+    cards = "".join(_example(example) for example in examples)
+    return (
+        "<section><h2>Surely wrong</h2>\n"
+        '<p class="hint">The most confident mistakes: look here for wrong labels, hard images and bad habits.</p>\n'
+        f'<div class="gallery">{cards}</div></section>'
     )
 
 
@@ -202,22 +217,30 @@ def _gallery(examples: tuple[Example, ...]) -> str:
 
 
 def _example(example: Example) -> str:
-    kind = "image/png" if example.image_png.startswith(b"\x89PNG") else "image/jpeg"
-    source = f"data:{kind};base64,{base64.b64encode(example.image_png).decode('ascii')}"
-    described = example.caption or f"Example image, predicted {example.label}"
     chips = "".join(f'<span class="chip">{escape(label)}</span>' for label in example.prediction_set)
     answer = "" if example.answer is None else f'<div class="caption">labelled {escape(example.answer)}</div>'
     caption = f'<p class="caption">{escape(example.caption)}</p>' if example.caption else ""
+    shown = f'<div class="chips" role="group" aria-label="prediction set">{chips}</div>' if chips else ""
     return (
-        f'<article class="card example"><div class="top"><img src="{source}" alt="{escape(described)}" loading="lazy">'
+        f'<article class="card example"><div class="top">{_image(example)}'
         f'<div><div class="verdict">{escape(example.label)}</div>'
-        f'<div class="caption">confidence {example.confidence:.0%}</div>{answer}'
-        f'<div class="chips" role="group" aria-label="prediction set">{chips}</div></div></div>'
+        f'<div class="caption">confidence {example.confidence:.0%}</div>{answer}{shown}</div></div>'
         f"{caption}{_bars(example)}{_reasoning(example.reasoning)}</article>"
     )
 
 
+def _image(example: Example) -> str:
+    if not example.image_png:
+        return '<div class="missing">image not at hand</div>'
+    kind = "image/png" if example.image_png.startswith(b"\x89PNG") else "image/jpeg"
+    source = f"data:{kind};base64,{base64.b64encode(example.image_png).decode('ascii')}"
+    described = example.caption or f"Example image, predicted {example.label}"
+    return f'<img src="{source}" alt="{escape(described)}" loading="lazy">'
+
+
 def _bars(example: Example) -> str:
+    if not example.labels:
+        return ""
     order = sorted(range(len(example.labels)), key=lambda k: -example.predicted[k])
     rows = []
     for k in order[:10]:

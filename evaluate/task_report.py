@@ -1,12 +1,15 @@
-"""The report of one evaluation run: its tasks as rows, its prediction sets, and some of its images."""
+"""The report of one evaluation run: its tasks as rows, what they are held against, its mistakes and some images."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from emocaliber.runtime.errors import InputError
@@ -14,46 +17,197 @@ from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.prediction import Prediction
 from emocaliber.runtime.samples import Sample
 
+from .comparing import comparisons
 from .fitting import COVERAGES
 from .predictions import Outcome
-from .records import CoverageRow, Example, ReportData, StageResult
-from .scoring import Row, make_row, reference_distribution, right_label
+from .records import (
+    BaselineRow,
+    BenchmarkRow,
+    Confusion,
+    CoverageRow,
+    Example,
+    ReportData,
+    RiskCurve,
+    StageResult,
+)
+from .rows import Row, reference_distribution, right_label
+from .selective import aurc, risk_coverage_curve
+from .vecbench import GROUPS, PUBLISHED, canonical_task, group_of
+
+Floats = NDArray[np.float64]
 
 _THUMBNAIL = 232
+_POINTS = 200
+_UNANSWERED = "no answer"
+
+_NOTES = {
+    "strict": "Strict scoring: a sample without an answer, or whose text breaks the grammar, counts as wrong in "
+    "accuracy and F1.",
+    "official": "Official scoring, as the scripts published with EmoCaliber: answers are found as substrings, lines "
+    "with an unreadable confidence are dropped, and the ECE (ten bins) leaves a confidence of 1 out of its bins.",
+}
 
 
 def build_report(
-    outcomes: Sequence[Outcome], scores: dict[str, Any], *, facts: dict[str, str], examples: int = 9
+    rows: Sequence[Row],
+    scores: dict[str, Any],
+    *,
+    facts: dict[str, str],
+    outcomes: Sequence[Outcome] = (),
+    folders: Sequence[Path] = (Path(),),
+    other: str | None = None,
+    examples: int = 9,
 ) -> ReportData:
     """Returns what the page shows for one run.
 
     Args:
-        outcomes: Every sample with its prediction.
-        scores: From `emocaliber.evaluate.scoring.score_strict`.
+        rows: The labelled samples that `scores` are of.
+        scores: From strict or official scoring, with ``comparison`` where there is another run.
         facts: Name to value, shown under the title.
-        examples: Images in the gallery, at most; evenly spaced over the samples.
+        outcomes: Every sample with its prediction; empty where only responses are known.
+        folders: Where relative image paths may start.
+        other: What the other run is called.
+        examples: Images in the gallery and among the mistakes, at most.
     """
-    rows = [row for outcome in outcomes if (row := make_row(outcome)) is not None]
-    mode = next((o.prediction.mode for o in outcomes if o.prediction is not None), "direct")
+    mode = next((o.prediction.mode for o in outcomes if o.prediction is not None), None)
+    if mode is None:
+        mode = "reason" if any(row.text is not None and "<think>" in row.text for row in rows) else "direct"
     tasks = list(scores["tasks"])
     stages = [_stage(task, scores["tasks"][task], [row for row in rows if row.task == task], mode) for task in tasks]
     if len(tasks) > 1:
         stages.append(_stage("all tasks", scores["overall"], rows, mode))
-    missing = scores["overall"]["n"] - scores["overall"]["answered"]
-    notes = ["Strict scoring: a sample without an answer counts as wrong in accuracy and F1."]
-    if missing:
-        notes.append(f"{missing} of {scores['overall']['n']} samples have no answer.")
-    if not all(o.prediction.calibrated for o in outcomes if o.prediction is not None):
-        notes.append("Some predictions are not calibrated: their sets promise no coverage.")
+    compared = scores.get("comparison")
     return ReportData(
         title="EmoCaliber evaluation",
         subtitle="How often the model is right, and how far its confidence can be believed.",
         stages=tuple(stages),
         examples=tuple(_examples(outcomes, examples)),
-        notes=tuple(notes),
+        notes=tuple(_notes(rows, scores, outcomes)),
         facts=facts,
         coverage=tuple(coverage_rows(outcomes)),
+        comparisons=() if compared is None else comparisons(compared, other or "the other"),
+        benchmark=tuple(_benchmark(scores)),
+        baselines=tuple(_baselines(scores)),
+        risks=tuple(_risks(rows, tasks)),
+        confusions=tuple(_confusion([row for row in rows if row.task == task]) for task in tasks),
+        mistakes=tuple(_mistakes(rows, folders, examples)),
     )
+
+
+def _notes(rows: Sequence[Row], scores: dict[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
+    notes = [_NOTES[scores["scoring"]]]
+    missing = sum(row.answer is None for row in rows)
+    if missing:
+        notes.append(f"{missing} of {len(rows)} samples have no answer.")
+    if scores.get("dropped"):
+        notes.append(f"{scores['dropped']} lines were dropped: their confidence is no number, or they hold an error.")
+    if scores["scoring"] == "official":
+        notes.append(
+            "The accuracy and F1 of all tasks are those of the scripts' overall row, which looks for candidates "
+            "anywhere in the response, reasoning included."
+        )
+    if not all(o.prediction.calibrated for o in outcomes if o.prediction is not None):
+        notes.append("Some predictions are not calibrated: their sets promise no coverage.")
+    return notes
+
+
+def _benchmark(scores: dict[str, Any]) -> list[BenchmarkRow]:
+    """Returns the tasks of VECBench under their groups, with the paper's figures; empty for other tasks."""
+    made = []
+    by_name = {canonical_task(task): figures for task, figures in scores["tasks"].items()}
+    for group in GROUPS:
+        members = [task for task in by_name if group_of(task) == group]
+        if not members:
+            continue
+        figures = scores["groups"][group]
+        shown = {**figures, "acc": figures["acc_task_mean"], "ece": figures.get("ece_paper", figures["ece"])}
+        entries = [(task, {name: by_name[task][name] for name in ("acc", "f1")}, False) for task in members]
+        for name, measured, is_group in (*entries, (group, shown, True)):
+            published = dataclasses.asdict(PUBLISHED[name])
+            n = figures["n"] if is_group else by_name[name]["n"]
+            kept = {key: measured.get(key) for key in published}
+            made.append(BenchmarkRow(name=name, n=n, measured=kept, published=published, is_group=is_group))
+    return made
+
+
+def _baselines(scores: dict[str, Any]) -> list[BaselineRow]:
+    entries = [*scores["tasks"].items(), *scores["groups"].items()]
+    if len(scores["tasks"]) > 1:
+        entries.append(("all tasks", scores["overall"]))
+    return [
+        BaselineRow(
+            name=name,
+            brier=figures["brier"],
+            constant_brier=figures["baseline"]["brier"],
+            auroc=figures["auroc"],
+            constant_auroc=figures["baseline"]["auroc"],
+            auroc_within=figures.get("auroc_within"),
+        )
+        for name, figures in entries
+        if figures.get("brier") is not None
+    ]
+
+
+def _risks(rows: Sequence[Row], tasks: Sequence[str]) -> list[RiskCurve]:
+    """Returns the curve of all samples first, then of each task, thinned to a drawable number of points."""
+    named = [("all tasks", list(rows))] if len(tasks) > 1 else []
+    named += [(task, [row for row in rows if row.task == task]) for task in tasks]
+    curves = []
+    for name, members in named:
+        confidence, correct = _confidence(members)
+        if not confidence.size:
+            continue
+        coverage, risk = risk_coverage_curve(confidence, correct)
+        kept = np.unique(np.linspace(0, len(risk) - 1, num=min(_POINTS, len(risk)), dtype=int))
+        area = aurc(confidence, correct)
+        curves.append(RiskCurve(name=name, coverage=coverage[kept], risk=risk[kept], aurc=area))
+    return curves
+
+
+def _confusion(rows: Sequence[Row]) -> Confusion:
+    labels = tuple(dict.fromkeys((*rows[0].labels, *(row.right for row in rows))))
+    answers = list(dict.fromkeys((*labels, *(row.answer for row in rows if row.answer is not None))))
+    if any(row.answer is None for row in rows):
+        answers.append(_UNANSWERED)
+    counts = np.zeros((len(labels), len(answers)), dtype=np.int64)
+    for row in rows:
+        answer = _UNANSWERED if row.answer is None else row.answer
+        counts[labels.index(row.right), answers.index(answer)] += 1
+    return Confusion(task=rows[0].task, labels=labels, answers=tuple(answers), counts=counts)
+
+
+def _mistakes(rows: Sequence[Row], folders: Sequence[Path], wanted: int) -> list[Example]:
+    wrong = [row for row in rows if row.answer is not None and row.confidence is not None and not row.correct]
+    wrong.sort(key=lambda row: -(row.confidence or 0.0))
+    return [_mistake(row, folders) for row in wrong[:wanted]]
+
+
+def _mistake(row: Row, folders: Sequence[Path]) -> Example:
+    assert row.answer is not None
+    assert row.confidence is not None
+    distribution = row.predicted
+    return Example(
+        image_png=_picture(row.image, folders),
+        labels=() if distribution is None else row.labels,
+        true=None,
+        predicted=distribution or (),
+        prediction_set=(),
+        label=row.answer,
+        confidence=row.confidence,
+        reasoning=None if row.text is None else {"response": row.text},
+        caption=f"{row.task}" + ("" if row.image is None else f" · {Path(row.image).name}"),
+        answer=row.right,
+    )
+
+
+def _picture(image: str | None, folders: Sequence[Path]) -> bytes:
+    """Returns the thumbnail, or no bytes where the image is not at hand: predictions may come from another machine."""
+    for folder in folders if image is not None else ():
+        try:
+            return thumbnail(str(folder / str(image)))
+        except InputError:
+            continue
+    return b""
 
 
 def coverage_rows(outcomes: Sequence[Outcome]) -> list[CoverageRow]:
@@ -101,16 +255,28 @@ def thumbnail(source: str, edge: int = _THUMBNAIL) -> bytes:
 
 
 def _stage(title: str, figures: dict[str, Any], rows: Sequence[Row], mode: Any) -> StageResult:
-    answered = [row for row in rows if row.confidence is not None]
     renamed = {"acc": "accuracy", "bayes_acc": "bayes_accuracy"}
+    confidence, correct = _confidence(rows)
     return StageResult(
         name=title,
         title=title,
         mode=mode,
-        metrics={renamed.get(name, name): value for name, value in figures.items() if name != "intervals"},
-        intervals={renamed.get(name, name): (bounds[0], bounds[1]) for name, bounds in figures["intervals"].items()},
-        confidence=np.array([row.confidence for row in answered], dtype=np.float64),
-        correct=np.array([row.correct for row in answered], dtype=np.float64),
+        metrics={renamed.get(name, name): value for name, value in figures.items() if _is_figure(value)},
+        intervals={renamed.get(name, name): (low, high) for name, (low, high) in figures.get("intervals", {}).items()},
+        confidence=confidence,
+        correct=correct,
+    )
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
+def _confidence(rows: Sequence[Row]) -> tuple[Floats, Floats]:
+    """Returns confidence and correctness of the rows that have a confidence."""
+    kept = [row for row in rows if row.confidence is not None]
+    return np.array([row.confidence for row in kept], dtype=np.float64), np.array(
+        [row.correct for row in kept], dtype=np.float64
     )
 
 

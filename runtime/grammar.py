@@ -12,7 +12,6 @@ verbalise a confidence, stops after the answer. `parse_response` is strict and s
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -181,10 +180,11 @@ _OFFICIAL_CONFIDENCE = re.compile(r"<confidence>(.*?)</confidence>")
 def parse_response_official(text: str, candidates: Sequence[str]) -> Response | None:
     """Returns what the published scripts read from a response, or None where they drop the line.
 
-    They lower-case the text; the answer is the first candidate *in list order* that occurs as a substring of the first
-    one-line ``<answer>`` element, or of the whole response where that element is missing or empty, else ``unknown``.
-    The confidence is the first one-line ``<confidence>`` element without braces, as a float of any size; a text that is
-    no float drops the line; no element leaves it None.
+    The answer is lower-cased: the first candidate *in list order* that occurs as a substring of the first one-line
+    ``<answer>`` element of the lower-cased text, or of the whole lower-cased text where that element is missing or
+    empty (white space is not empty), else ``unknown``. The confidence is the first one-line ``<confidence>`` element,
+    tags in lower case, without braces, as a float of any size, ``nan`` and ``inf`` included; a text that is no float
+    drops the line; no element leaves it None.
     """
     confidence: float | None = None
     stated = _OFFICIAL_CONFIDENCE.search(text)
@@ -195,8 +195,6 @@ def parse_response_official(text: str, candidates: Sequence[str]) -> Response | 
             return None
     lowered = text.lower()
     answered = _OFFICIAL_ANSWER.search(lowered)
-    searched = answered.group(1) if answered and answered.group(1).strip() else lowered
-    answer = next((candidate for candidate in candidates if candidate.lower() in searched), "unknown")
-    if confidence is not None and math.isnan(confidence):
-        return None
+    searched = answered.group(1) if answered and answered.group(1) else lowered
+    answer = next((candidate.lower() for candidate in candidates if candidate.lower() in searched), "unknown")
     return Response(answer=answer, confidence=confidence, reasoning=None)
