@@ -1,0 +1,1 @@
+"""The teacher: samples, procedural scenes, and the three stages reason, verbalize and calibrate."""
