@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ def _build_record(kind: type, value: object, path: str, faults: list[str]) -> ob
         faults.append(f"{path or 'the top level'} is {value!r}, expected a table")
         return None
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     dot = f"{path}." if path else ""
     before = len(faults)
     unknown = [key for key in value if key not in fields]
@@ -96,6 +97,12 @@ def _build_record(kind: type, value: object, path: str, faults: list[str]) -> ob
     except ValueError as error:
         faults.append(f"{path + ': ' if path else ''}{error}")
         return None
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Returns the resolved annotations of a record: slow to resolve, and samples are read by the hundred thousand."""
+    return typing.get_type_hints(kind)
 
 
 def _build_union(kind: Any, value: object, path: str, faults: list[str]) -> object:

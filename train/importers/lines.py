@@ -59,8 +59,8 @@ def _read(source: Path, options: ImportOptions, split: str) -> Reading:
     places = Places(roots=(*options.images, *list(path.parents)[:3]))
     for number, record in _records(path):
         where = f"{path}, line {number}"
-        image = _image_of(record, where)
         turns = _turns(record, where)
+        image = _image_of(record, where)
         prompt = "\n".join(text for role, text in turns if role == "user")
         reply = next((text for role, text in reversed(turns) if role == "assistant"), None)
         named = taxonomy or _task_name(record, where)
