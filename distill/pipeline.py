@@ -67,7 +67,12 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     Args:
         recipe: A recipe with every table.
         root: Folder of the run.
+
+    Raises:
+        ConfigError: If the recipe lacks a table; nothing has run then.
     """
+    for table in ("reason", "annotate", "verbalize", "calibrate", "collect", "student", "bundle"):
+        recipe.stage(table)
     workspace = Workspace(root)
     started = time.perf_counter()
     wall = _run_stages(recipe, workspace)

@@ -32,9 +32,16 @@ def test_every_mode_and_precision_gets_its_own(
         given.append({"scores": scores, "targets": targets, **facts})
         kept = {key: facts[key] for key in ("labels", "taxonomy", "mode", "precision", "engine", "fitted_on")}
         return Calibrator(
-            method="temperature", temperature=2.0, bias=(0.0,) * 7, n=len(scores), log_loss=1.0,
-            conformal=Conformal(method="aps", coverages=(0.9,), thresholds=(0.9,)), candidates={"temperature": 1.0}, confidence=None, **kept,
-        )  # fmt: skip
+            method="temperature",
+            temperature=2.0,
+            bias=(0.0,) * 7,
+            n=len(scores),
+            log_loss=1.0,
+            conformal=Conformal(method="aps", coverages=(0.9,), thresholds=(0.9,)),
+            candidates={"temperature": 1.0},
+            confidence=None,
+            **kept,
+        )
 
     monkeypatch.setattr("emocaliber.distill.fit.fit_calibrator", fit)
     monkeypatch.setattr("emocaliber.distill.fit.CHUNK", 4)
