@@ -86,8 +86,8 @@ def smooth_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float
     def smoothed(width: float) -> float:
         return float(np.abs(idct(spectrum * np.exp(-((frequencies * width) ** 2) / 2), norm="ortho")).sum())
 
-    # smoothed() falls with the width and is at most 1, so it equals the width once between 0 and 1.
-    return float(brentq(lambda width: smoothed(width) - width, 0.0, 1.0, xtol=1e-6))
+    # smoothed() falls with the width and is, but for rounding, at most 1: it equals the width once.
+    return min(1.0, float(brentq(lambda width: smoothed(width) - width, 0.0, 1.1, xtol=1e-6)))
 
 
 def classwise_calibration_error(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 15) -> float:

@@ -66,8 +66,9 @@ def coverage_svg(rows: tuple[CoverageRow, ...]) -> str:
 
 def risk_svg(curves: tuple[RiskCurve, ...]) -> str:
     """Returns error rate against coverage, one line a curve, one shade for each of up to four; the axis fits them."""
-    top = max(0.05, *(float(curve.risk.max()) for curve in curves))
-    top = min(1.0, ceil(20 * top) / 20)
+    largest = max(float(curve.risk.max()) for curve in curves)
+    # Fifths, so that the quarters of the axis have two decimals.
+    top = max(1, ceil(5 * largest - 1e-9)) / 5
     listed = "; ".join(f"{curve.name} area {curve.aurc:.3f}" for curve in curves)
     parts = [
         _open(_WIDTH, _HEIGHT, f"Error rate against the most confident share: {listed}"),

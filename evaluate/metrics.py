@@ -155,13 +155,15 @@ def reliability_curve(
     # i / n and not linspace: the edges a reader would write down, so that 0.6 falls into the bin that ends at 0.6.
     edges = np.arange(n_bins + 1, dtype=np.float64) / n_bins
     if binning == "mass":
-        edges = np.unique(np.quantile(c, edges, method="inverted_cdf"))
-    upper = edges[1:] if len(edges) > 1 else edges
+        # Upper ends only are made unique: where many share the lowest confidence, they are a bin of their own.
+        ends = np.unique(np.quantile(c, edges[1:], method="inverted_cdf"))
+        edges = np.concatenate([[c.min()], ends])
+    upper = edges[1:]
     index = np.minimum(np.searchsorted(upper, c, side="left"), len(upper) - 1)
     count = np.bincount(index, minlength=len(upper))
     used = count > 0
     return ReliabilityBins(
-        lower=(edges[:-1] if len(edges) > 1 else edges)[used],
+        lower=edges[:-1][used],
         upper=upper[used],
         count=count[used].astype(np.int64),
         confidence=np.bincount(index, weights=c, minlength=len(upper))[used] / count[used],

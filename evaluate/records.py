@@ -224,5 +224,7 @@ class ReportData:
     """Risk-coverage curves, at most four are drawn."""
     confusions: tuple[Confusion, ...] = ()
     """Confusion matrices."""
+    ranked: bool = True
+    """Whether the rows compete, so that the best of a column is marked; tasks of one run do not."""
     mistakes: tuple[Example, ...] = ()
     """The most confident wrong answers; an empty image is not drawn, and empty `labels` draw no bars."""

@@ -21,10 +21,13 @@ _COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("f1", "F1", "{:.3f}", True),
     ("kl", "KL, nats", "{:.3f}", False),
     ("ece", "ECE", "{:.3f}", False),
+    ("ece_smooth", "ECE, smooth", "{:.3f}", False),
     ("brier", "Brier", "{:.3f}", False),
     ("auroc", "AUROC", "{:.3f}", True),
+    ("e_aurc", "E-AURC", "{:.3f}", False),
     ("nll", "NLL, nats", "{:.3f}", False),
     ("verbalized_brier", "Brier, verbalised", "{:.3f}", False),
+    ("parse_rate", "answered", "{:.1%}", True),
     ("n", "n", "{:,.0f}", None),
     ("seconds", "seconds", "{:,.0f}", None),
 )
@@ -35,9 +38,11 @@ _GLOSSARY = {
     "best possible": "Bayes accuracy: what a classifier that knew the true distribution would reach",
     "F1": "F1 of each label, weighted by how often it is right",
     "KL": "distance of the predicted from the true distribution; 0 is equal",
-    "ECE": "expected calibration error: how far stated confidence is from observed accuracy, on average over 15 bins",
+    "ECE": "expected calibration error: how far stated confidence is from observed accuracy, on average over the bins",
+    "ECE, smooth": "the same without bins, by a kernel whose width the error itself chooses",
     "Brier": "squared error of the confidence against being right; lower is better, and no bluff lowers it",
     "AUROC": "chance that a right answer has a higher confidence than a wrong one; 0.5 is guessing",
+    "E-AURC": "errors among the surest answers beyond those of the best order of the same answers; 0 is best",
     "NLL": "negative log likelihood of the right label",
     "verbalised": "of the confidence that the model wrote itself, before any fitted calibrator",
     "coverage": "share of prediction sets that hold the right label",
@@ -48,7 +53,7 @@ def render_report(data: ReportData) -> str:
     """Returns the report as the text of one HTML file, for any browser, light or dark, wide or narrow."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     sections = [
-        _stages(data.stages),
+        _stages(data.stages, data.ranked),
         _reliability(data.stages),
         _comparisons(data.comparisons),
         benchmark_section(data.benchmark),
@@ -82,12 +87,13 @@ def _facts(facts: dict[str, str]) -> str:
     return f'<dl class="facts">{rows}</dl>\n'
 
 
-def _stages(stages: tuple[StageResult, ...]) -> str:
+def _stages(stages: tuple[StageResult, ...], ranked: bool) -> str:
     columns = [column for column in _COLUMNS if any(stage.metrics.get(column[0]) is not None for stage in stages)]
     if not stages or not columns:
         return ""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for _, title, _, _ in columns)
-    best = {name: _best(stages, name, higher) for name, _, _, higher in columns}
+    best = {name: _best(stages, name, higher if ranked else None) for name, _, _, higher in columns}
+    marked = "; green is the best of a column" if ranked else ""
     body = []
     for stage in stages:
         cells = "".join(_cell(stage, name, form, best[name]) for name, _, form, _ in columns)
@@ -95,11 +101,11 @@ def _stages(stages: tuple[StageResult, ...]) -> str:
             f'<tr><th scope="row">{escape(stage.title)}<small>{escape(stage.mode)} mode</small></th>{cells}</tr>'
         )
     return (
-        '<section><h2>Results</h2>\n<p class="hint">Small print under a number is its bootstrap interval; green is the '
-        "best of a column.</p>\n"
+        '<section><h2>Results</h2>\n<p class="hint">Small print under a number is its bootstrap interval'
+        f"{marked}.</p>\n"
         '<div class="card scroll" tabindex="0" role="region" aria-label="Results table"><table>'
-        f'<thead><tr><th scope="col">stage</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        "</section>"
+        f'<thead><tr><th scope="col">{"stage" if ranked else "task"}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div></section>"
     )
 
 

@@ -90,6 +90,7 @@ def build_report(
         baselines=tuple(_baselines(scores)),
         risks=tuple(_risks(rows, tasks)),
         confusions=tuple(_confusion([row for row in rows if row.task == task]) for task in tasks),
+        ranked=False,
         mistakes=tuple(_mistakes(rows, folders, examples)),
     )
 
@@ -149,8 +150,9 @@ def _baselines(scores: dict[str, Any]) -> list[BaselineRow]:
 
 
 def _risks(rows: Sequence[Row], tasks: Sequence[str]) -> list[RiskCurve]:
-    """Returns the curve of all samples first, then of each task, thinned to a drawable number of points."""
+    """Returns the curves of all samples, of each group, then of each task, thinned to a drawable number of points."""
     named = [("all tasks", list(rows))] if len(tasks) > 1 else []
+    named += [(group, [row for row in rows if group_of(row.task) == group]) for group in GROUPS]
     named += [(task, [row for row in rows if row.task == task]) for task in tasks]
     curves = []
     for name, members in named:

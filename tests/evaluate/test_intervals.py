@@ -55,6 +55,18 @@ def test_clusters_widen_the_interval():
     assert (grouped.high - grouped.low) / (free.high - free.low) == pytest.approx(np.sqrt(10), rel=0.15)
 
 
+def test_strata_keep_the_differences_of_tasks_out():
+    # Two tasks far apart and without spread inside: drawn within tasks, the mean cannot move.
+    values, tasks = np.repeat([0.0, 10.0], 20), np.repeat(["a", "b"], 20)
+    free, kept = bootstrap_mean(values), bootstrap_mean(values, strata=tasks)
+    assert free.high - free.low > 2
+    assert (kept.low, kept.estimate, kept.high) == (5.0, 5.0, 5.0)
+    assert paired_difference(0 * values, values, strata=tasks).bounds == (5.0, 5.0)
+    interval = bootstrap_statistic(lambda index: float(values[index].mean()), 40, resamples=20, strata=tasks)
+    assert interval is not None
+    assert interval.bounds == (5.0, 5.0)
+
+
 def test_statistic_interval_and_undefined_statistic():
     confidence = np.linspace(0, 1, 200)
     correct = (np.random.default_rng(0).random(200) < confidence).astype(float)
@@ -72,6 +84,8 @@ def test_statistic_interval_and_undefined_statistic():
         (lambda: bootstrap_mean([1.0], level=1.0), "level is 1.0"),
         (lambda: bootstrap_mean([1.0], resamples=0), "resamples is 0"),
         (lambda: bootstrap_mean([1.0], clusters=[0, 1]), "clusters have shape"),
+        (lambda: bootstrap_mean([1.0], strata=["a", "b"]), "strata have shape"),
+        (lambda: bootstrap_mean([1.0], strata=["a"], clusters=[0]), "not both"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "1 before, 2 after"),
     ],
 )

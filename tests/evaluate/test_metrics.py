@@ -136,6 +136,10 @@ def test_equal_mass_bins_hold_equal_counts_and_keep_ties_together():
     confidence = np.array([0.5, 0.51, 0.52, 0.53, 0.9, 0.91])
     curve = reliability_curve(confidence, np.ones(6), n_bins=3, binning="mass")
     assert curve.count.tolist() == [2, 2, 2]
+    # Half share the lowest confidence: they are a bin, not part of the next.
+    halves = reliability_curve([0.5, 0.5, 0.9, 0.9], [1, 0, 1, 1], n_bins=2, binning="mass")
+    assert halves.count.tolist() == [2, 2]
+    assert halves.confidence.tolist() == pytest.approx([0.5, 0.9])
     tied = reliability_curve(np.full(9, 0.7), np.ones(9), n_bins=3, binning="mass")
     assert tied.count.tolist() == [9]
     # (|0.505 - 1| + |0.525 - 1| + |0.905 - 1|) / 3
