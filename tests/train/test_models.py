@@ -52,9 +52,18 @@ def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_corpus_holds_what_is_read_and_written(recipe: Recipe, scenes: list[Sample]) -> None:
-    texts = list(corpus(scenes[:1], recipe.prompt))
+    grid = {f"{0.05 * step:.2f}" for step in range(1, 20)}
+    every = list(corpus(scenes[:1], recipe.prompt))
+    assert grid < set(every)
+    texts = [text for text in every if text not in grid]
     assert len(texts) == 4
     assert sum("Feel? [anger" in text for text in texts) == 2
     answer = f"<answer>{scenes[0].answer}</answer><confidence>0.50</confidence>"
     assert [text.endswith(answer) for text in texts] == [False, True, False, True]
     assert sum("<think>" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("confidence", [f"{0.05 * step:.2f}" for step in range(1, 20)])
+def test_the_decimals_of_every_confidence_are_one_token(processor: Any, confidence: str) -> None:
+    tokens = processor.tokenizer.tokenize(f"<confidence>{confidence}</confidence>")
+    assert tokens == ["<confidence>", "0", ".", confidence[2:], "</confidence>"]
