@@ -139,6 +139,8 @@ def _provenance(facts: Mapping[str, Any]) -> str:
 
 def _flat(value: object) -> str:
     if isinstance(value, Mapping):
+        if any(isinstance(entry, Mapping) for entry in value.values()):
+            return "recorded in full in `bundle.json`"
         return "; ".join(f"{key}: {_flat(entry)}" for key, entry in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(_flat(entry) for entry in value)

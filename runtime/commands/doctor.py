@@ -25,6 +25,9 @@ PACKAGE = "emocaliber"
 CORE = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tokenizers", "tqdm")
 """Distributions of the runtime; one of the two onnxruntime is needed, never both."""
 
+INSTALL = {"gpu": "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"}
+"""Extras that take more than ``pip install``: both onnxruntime have one import name, and pip cannot swap them."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -164,7 +167,8 @@ def _extras() -> dict[str, dict[str, Any]]:
     extras: dict[str, dict[str, Any]] = {}
     for name in sorted(table):
         missing = sorted(needed for needed in _distributions(name, table, set()) if _installed(needed) is None)
-        extras[name] = {"installed": not missing, "missing": missing, "install": f"pip install '{PACKAGE}[{name}]'"}
+        install = INSTALL.get(name, f"pip install '{PACKAGE}[{name}]'")
+        extras[name] = {"installed": not missing, "missing": missing, "install": install}
     return extras
 
 
