@@ -21,6 +21,7 @@ from emocaliber.evaluate.summary import expected_correctness
 from emocaliber.export.bundle import replace_calibration
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.grammar import MODES, Mode
 from emocaliber.runtime.prediction import Prediction
@@ -69,11 +70,12 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
         root: Folder of the run.
 
     Raises:
-        ConfigError: If the recipe lacks a table; nothing has run then.
+        ConfigError: If the recipe lacks a table, or ``root`` holds a run of another recipe; nothing has run then.
     """
     for table in ("reason", "annotate", "verbalize", "calibrate", "collect", "student", "bundle"):
         recipe.stage(table)
     workspace = Workspace(root)
+    _claim(recipe, root)
     started = time.perf_counter()
     wall = _run_stages(recipe, workspace)
     test = load_samples(recipe, workspace, "test")
@@ -90,6 +92,19 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     atomic_write(root / "report.html", render_report(_report(recipe, measured, test, truth, reasoned, total_s)))
     _record_in_card(workspace.bundle, metrics)
     return workspace.bundle
+
+
+def _claim(recipe: Recipe, root: Path) -> None:
+    """Writes down which recipe the folder belongs to; refuses to go on with a run that another one began."""
+    path, mine = root / "recipe.json", to_mapping(recipe)
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in mine if mine[key] != theirs.get(key)]
+        if changed:
+            raise ConfigError(
+                f"{root} holds a run of another recipe (other: {', '.join(changed)}); give another --out, or remove it"
+            )
+    atomic_write(path, json.dumps(mine, indent=1))
 
 
 def _run_stages(recipe: Recipe, workspace: Workspace) -> dict[str, float]:

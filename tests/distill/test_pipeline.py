@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -16,7 +17,7 @@ import transformers
 from tiny_run import tiny_recipe
 
 from emocaliber.distill.measure import Truth
-from emocaliber.distill.pipeline import _gallery, run_pipeline
+from emocaliber.distill.pipeline import _claim, _gallery, run_pipeline
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ConfigError
@@ -135,3 +136,10 @@ def test_the_gallery_goes_from_the_clearest_to_the_most_ambiguous() -> None:
     few = _gallery(Truth(labels=labels, posterior=posterior, votes=None), 3)
     assert (few[0], few[-1], set(few)) == (1, 0, {0, 1, 2})
     assert _gallery(Truth(labels=labels, posterior=None, votes=None), 8) == list(range(8))
+
+
+def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
+    _claim(tiny_recipe(), tmp_path)
+    _claim(tiny_recipe(), tmp_path)
+    with pytest.raises(ConfigError, match=r"run of another recipe \(other: seed\)"):
+        _claim(dataclasses.replace(tiny_recipe(), seed=7), tmp_path)
