@@ -80,6 +80,8 @@ def confidence_intervals(
 ) -> dict[str, list[float]]:
     """Returns 95 % bootstrap intervals, stratified by task, of ``brier``, ``auroc`` and ``ece_smooth`` where defined.
 
+    That of ``ece_smooth`` is recentred, see `bootstrap_statistic`.
+
     Args:
         confidence: (N,).
         correct: (N,).
@@ -94,7 +96,7 @@ def confidence_intervals(
     for name, metric in metrics.items() if resamples else ():
         interval = _interval(metric, confidence, correct, tasks, resamples)
         if interval is not None:
-            intervals[name] = list(interval.bounds)
+            intervals[name] = [min(max(end, 0.0), 1.0) for end in interval.bounds]
     return intervals
 
 
@@ -106,5 +108,9 @@ def _interval(
     resamples: int,
 ) -> Interval | None:
     return bootstrap_statistic(
-        lambda index: metric(confidence[index], correct[index]), len(confidence), resamples=resamples, strata=tasks
+        lambda index: metric(confidence[index], correct[index]),
+        len(confidence),
+        resamples=resamples,
+        strata=tasks,
+        recentred=metric is smooth_calibration_error,
     )

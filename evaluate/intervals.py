@@ -87,6 +87,7 @@ def bootstrap_statistic(
     resamples: int = 500,
     seed: int = 0,
     strata: ArrayLike | None = None,
+    recentred: bool = False,
 ) -> Interval | None:
     """Returns any statistic with its bootstrap percentile interval; None where it is undefined on the whole sample.
 
@@ -99,6 +100,8 @@ def bootstrap_statistic(
         resamples: Number of resamples.
         seed: Of the resampling.
         strata: (n,), as for `bootstrap_mean`.
+        recentred: Whether to shift both ends by the bias of the resamples, the estimate less their mean: for what
+            repeats inflate, such as a calibration error, whose plain interval may lie above its own estimate.
 
     Raises:
         InputError: If ``n``, ``level`` or ``resamples`` is out of range.
@@ -111,7 +114,8 @@ def bootstrap_statistic(
         return None
     values = [statistic(row) for block in _draws(n, resamples, seed, strata) for row in block]
     defined = [value for value in values if value is not None]
-    return _interval(estimate, np.asarray(defined or [estimate], dtype=np.float64), level)
+    drawn = np.asarray(defined or [estimate], dtype=np.float64)
+    return _interval(estimate, drawn + (estimate - drawn.mean()) if recentred else drawn, level)
 
 
 def _draws(n: int, resamples: int, seed: int, strata: ArrayLike | None = None) -> Iterator[Ints]:

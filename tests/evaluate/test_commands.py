@@ -114,6 +114,34 @@ def test_tasks_without_answers_count_as_wrong(files, capsys):
     assert result["overall"]["acc"] == pytest.approx(2 / 5)
 
 
+def test_official_scoring_of_our_own_predictions(files, capsys):
+    """The error line is dropped; b answers negative, the earlier of two equal labels, and is right."""
+    assert evaluate(files, "--split", "test", "--scoring", "official", "--json", str(files / "out.json")) == 0
+    result = json.loads((files / "out.json").read_text())
+    task = result["tasks"]["sentiment-2"]
+    assert (result["scoring"], result["dropped"]) == ("official", 1)
+    assert (task["n"], task["acc"]) == (3, pytest.approx(2 / 3))
+    # 0.8 right, 0.5 right, 0.7 wrong, each alone in its bin.
+    assert task["ece"] == pytest.approx((0.2 + 0.5 + 0.7) / 3)
+    assert {name: group["n"] for name, group in result["groups"].items()} == {"ID VER": 0, "ID VSA": 0, "OOD VER": 0}
+
+
+@pytest.mark.parametrize("scoring", ["strict", "official"])
+def test_comparison_of_our_own_predictions(files, capsys, scoring):
+    other = [json.loads(line) for line in (files / "predictions.jsonl").read_text().splitlines()]
+    other[0] = prediction("a.png", {"negative": 0.6, "positive": 0.4}, ["negative"])
+    write_lines(files / "other.jsonl", other)
+    words = ("--split", "test", "--scoring", scoring, "--compare", str(files / "other.jsonl"))
+    assert evaluate(files, *words, "--json", str(files / "out.json")) == 0
+    compared = json.loads((files / "out.json").read_text())["comparison"]
+    # Only a differs, right here and wrong there; official scoring drops d, strict scoring counts it as wrong twice.
+    n = {"strict": 4, "official": 3}[scoring]
+    assert (compared["n"], compared["acc"]["difference"]) == (n, pytest.approx(1 / n))
+    assert compared["brier"]["difference"] == pytest.approx((0.2**2 - 0.6**2) / 3)
+    assert evaluate(files, *words) == 0
+    assert "compared" in capsys.readouterr().out
+
+
 def test_report_shows_images_and_tasks(files, capsys):
     assert evaluate(files, "--report", str(files / "report.html")) == 0
     html = (files / "report.html").read_text()
