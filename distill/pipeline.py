@@ -35,7 +35,7 @@ from emocaliber.train.workspace import Workspace, load_samples
 from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
 from .stages import open_model, run_bundle, run_collect, run_fit, run_student
 
-REASON_IMAGES = 500
+REASON_IMAGES = 600
 """Held-out images on which reason mode is measured; it writes a text for each."""
 
 COVERAGES = (0.8, 0.9, 0.95)
