@@ -14,8 +14,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.taxonomy import resolve_taxonomy
+from emocaliber.train.arguments import epoch_arguments
 from emocaliber.train.recipe import Recipe, StudentRecipe
-from emocaliber.train.run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+from emocaliber.train.run import ProgressBar, Stage, last_checkpoint, save_stage
 from emocaliber.train.vision import mirror_half
 
 from .packing import PackedRow, PackingCollator, packed_losses
@@ -77,7 +78,9 @@ def train_student(
         table,
         collator,
         model=model.train(),
-        args=_arguments(table, recipe, folder),
+        args=TrainingArguments(
+            **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
+        ),
         train_dataset=_Rows(rows),
         callbacks=[ProgressBar("student")],
     )
@@ -85,28 +88,4 @@ def train_student(
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(
         "student", folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
-    )
-
-
-def _arguments(table: StudentRecipe, recipe: Recipe, folder: Path) -> TrainingArguments:
-    on_cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
-        learning_rate=table.learning_rate,
-        per_device_train_batch_size=table.batch_size,
-        num_train_epochs=table.epochs,
-        warmup_steps=table.warmup,
-        weight_decay=table.weight_decay,
-        lr_scheduler_type="cosine",
-        bf16=table.precision == "bf16",
-        use_cpu=on_cpu,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=10,
-        save_steps=table.save_steps,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
     )

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from emocaliber.runtime.samples import Sample
 
+from .arguments import common_arguments
 from .conversations import choose_modes, prompt_dataset
 from .recipe import Recipe, ReinforceRecipe
 from .rewards import make_reward
-from .run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+from .run import ProgressBar, Stage, last_checkpoint, save_stage
 
 
 def train_reinforce(
@@ -62,10 +62,9 @@ def train_reinforce(
 
 
 def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> GRPOConfig:
-    on_cpu = not torch.cuda.is_available()
+    common = common_arguments(table, recipe, folder)
     return GRPOConfig(
-        output_dir=str(folder / CHECKPOINTS),
-        learning_rate=table.learning_rate,
+        **{**common, "logging_steps": 1},
         max_steps=table.steps,
         per_device_train_batch_size=table.prompts_per_step * table.rollouts,
         num_generations=table.rollouts,
@@ -76,14 +75,5 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> GRPOConf
         scale_rewards="none",
         bf16=table.precision == "bf16",
         model_init_kwargs={"dtype": "float32" if table.precision == "fp32" else "bfloat16", "local_files_only": True},
-        activation_checkpointing=not on_cpu,
-        use_cpu=on_cpu,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        save_steps=table.save_steps,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=not on_cpu,
+        activation_checkpointing=not common["use_cpu"],
     )

@@ -13,9 +13,10 @@ from trl import SFTConfig, SFTTrainer
 
 from emocaliber.runtime.samples import Sample
 
+from .arguments import epoch_arguments
 from .conversations import choose_modes, supervised_dataset
 from .recipe import Recipe, SupervisedRecipe
-from .run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+from .run import ProgressBar, Stage, last_checkpoint, save_stage
 
 
 def train_supervised(
@@ -68,28 +69,10 @@ def train_supervised(
 
 
 def _arguments(table: SupervisedRecipe, recipe: Recipe, folder: Path) -> SFTConfig:
-    import torch
-
-    on_cpu = not torch.cuda.is_available()
     return SFTConfig(
-        output_dir=str(folder / CHECKPOINTS),
-        learning_rate=table.learning_rate,
-        per_device_train_batch_size=table.batch_size,
+        **epoch_arguments(table, recipe, folder),
         gradient_accumulation_steps=table.gradient_accumulation,
-        num_train_epochs=table.epochs,
-        warmup_steps=table.warmup,
-        weight_decay=table.weight_decay,
-        lr_scheduler_type="cosine",
         bf16=table.precision == "bf16",
         activation_checkpointing=table.gradient_checkpointing,
         max_length=None,
-        use_cpu=on_cpu,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=10,
-        save_steps=table.save_steps,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=not on_cpu,
     )

@@ -26,8 +26,9 @@ from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.samples import Sample
 
+from .arguments import epoch_arguments
 from .recipe import Recipe, VisionRecipe
-from .run import CHECKPOINTS, ProgressBar, Stage, last_checkpoint, save_stage
+from .run import ProgressBar, Stage, last_checkpoint, save_stage
 
 _WORD = re.compile(r"[a-z]+")
 MIN_WORD_COUNT = 20
@@ -123,7 +124,7 @@ def train_vision(
     probe = _Probe(model, len(samples[0].resolve()), len(words))
     trainer = Trainer(
         model=probe.train(),
-        args=_arguments(table, recipe, folder),
+        args=TrainingArguments(**epoch_arguments(table, recipe, folder), remove_unused_columns=False),
         train_dataset=_Images(samples, processor, words),
         callbacks=[ProgressBar("vision")],
     )
@@ -134,26 +135,3 @@ def train_vision(
 
 def _words_of(sample: Sample) -> set[str]:
     return set(_WORD.findall(" ".join((sample.reasoning or {}).values()).lower()))
-
-
-def _arguments(table: VisionRecipe, recipe: Recipe, folder: Path) -> TrainingArguments:
-    on_cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
-        learning_rate=table.learning_rate,
-        per_device_train_batch_size=table.batch_size,
-        num_train_epochs=table.epochs,
-        warmup_steps=table.warmup,
-        weight_decay=table.weight_decay,
-        lr_scheduler_type="cosine",
-        use_cpu=on_cpu,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=20,
-        save_steps=table.save_steps,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-    )
