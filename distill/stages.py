@@ -6,10 +6,10 @@ import random
 import sys
 from pathlib import Path
 
-from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emocaliber.evaluate.bundle_recipe import BundleRecipe
 from emocaliber.evaluate.prompting import (
     decoder_shape,
     end_tokens,
@@ -24,6 +23,7 @@ from emocaliber.evaluate.prompting import (
     tokenizer_json,
 )
 from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError, ExportError
 from emocaliber.runtime.files import atomic_write, sha256_of

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emocaliber.evaluate.bundle_recipe import BundleRecipe
+from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from emocaliber.evaluate.bundle_recipe import BundleRecipe
+from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from emocaliber.runtime.errors import ConfigError
+from .errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
