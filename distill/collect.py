@@ -18,7 +18,7 @@ from emocaliber.runtime.files import atomic_path
 from emocaliber.runtime.grammar import MODES, Mode, parse_response, render_response
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.scoring import Scored
-from emocaliber.train.recipe import CollectRecipe
+from emocaliber.train.stage_recipes import CollectRecipe
 
 SCHEMA = pa.schema(
     [

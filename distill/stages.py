@@ -6,6 +6,7 @@ import random
 import sys
 from pathlib import Path
 
+from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
@@ -15,10 +16,12 @@ from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.taxonomy import resolve_taxonomy
-from emocaliber.train.models import build_model, load_model, load_processor
-from emocaliber.train.recipe import BuildRecipe, CollectRecipe, Recipe, StudentRecipe
+from emocaliber.train.model_recipe import BuildRecipe
+from emocaliber.train.models import build_model, open_processor
+from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, finished, read_stage
-from emocaliber.train.stages import longest_response, prepare
+from emocaliber.train.stage_recipes import CollectRecipe, StudentRecipe
+from emocaliber.train.stages import longest_response, model_after, prepare
 from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .collect import collect_traces, read_traces
@@ -27,17 +30,16 @@ from .rows import student_rows
 from .student import train_student
 
 
-def open_model(recipe: Recipe, folder: Path) -> TransformersModel:
-    """Returns the model of a stage's folder, ready to be scored.
+def open_model(recipe: Recipe, path: str | Path) -> TransformersModel:
+    """Returns the model at ``path``, ready to be scored.
 
     Raises:
-        ArtifactError: If the stage has not run.
+        ArtifactError: If there is none.
+        ExportError: If the runtime cannot score its family.
     """
-    if not finished(folder):
-        raise ArtifactError(f"{folder} holds no finished stage; run the stage {folder.name!r} first")
     return TransformersModel(
-        load_model(folder),
-        load_processor(folder),
+        load_model(path),
+        open_processor(recipe.teacher, path),
         recipe.prompt,
         resolve_taxonomy(recipe.taxonomy),
         longest_response(recipe),
@@ -49,7 +51,7 @@ def run_collect(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
     table: CollectRecipe = recipe.stage("collect")
     prepare(recipe)
     samples = _chosen(recipe, workspace)
-    model = open_model(recipe, workspace.stage("calibrate"))
+    model = open_model(recipe, model_after(recipe, workspace, "calibrate"))
     return collect_traces(model, samples, table, workspace.traces, teacher=f"{recipe.name}/calibrate", seed=recipe.seed)
 
 
@@ -64,7 +66,7 @@ def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
     rows, skipped = student_rows(traces, _chosen(recipe, workspace), votes_share=table.votes_share)
     if skipped:
         sys.stderr.write(f"{skipped} of {len(traces)} traces do not follow the grammar and are left out\n")
-    teacher = workspace.stage("calibrate")
+    teacher = model_after(recipe, workspace, "calibrate")
     if table.model.build is not None:
         processor = load_processor(teacher)
         model = build_model(table.model.build, processor, recipe.seed)

@@ -15,8 +15,9 @@ from transformers.trainer_callback import PrinterCallback
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.arguments import epoch_arguments
-from emocaliber.train.recipe import Recipe, StudentRecipe
+from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import ProgressBar, Stage, last_checkpoint, save_stage
+from emocaliber.train.stage_recipes import StudentRecipe
 from emocaliber.train.vision import mirror_half
 
 from .packing import PackedRow, PackingCollator, packed_losses

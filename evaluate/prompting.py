@@ -14,6 +14,8 @@ from emocaliber.runtime.manifest import ImageBlock, Prompts
 from emocaliber.runtime.preprocessing import Preprocessing
 from emocaliber.runtime.prompts import PromptTemplate, RenderedPrompt
 
+from .responders import conversation
+
 
 def render_prompts(processor: Any, template: PromptTemplate) -> Prompts:
     """Returns the prompt of each mode after the processor's chat template, cut at the image.
@@ -21,15 +23,15 @@ def render_prompts(processor: Any, template: PromptTemplate) -> Prompts:
     Raises:
         ExportError: If there is no chat template, or it does not put the instruction before one single image.
     """
-    return Prompts(reason=_render(processor, template.reason), direct=_render(processor, template.direct))
+    return Prompts(
+        reason=_render(processor, template, template.reason), direct=_render(processor, template, template.direct)
+    )
 
 
-def _render(processor: Any, instruction: str) -> RenderedPrompt:
-    content = [{"type": "text", "text": instruction}, {"type": "image"}]
+def _render(processor: Any, template: PromptTemplate, instruction: str) -> RenderedPrompt:
+    turns = conversation(instruction, system=template.system, image_first=template.image_first)
     try:
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except ValueError as error:
         raise ExportError(f"the processor cannot render a prompt: {error}") from error
     parts = text.split(processor.image_token)

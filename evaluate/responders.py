@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from emocaliber.runtime.errors import ConfigError
 
@@ -22,6 +22,25 @@ class Request:
     """The system's turn; None leaves it to the model's chat template."""
     image_first: bool = False
     """Whether the image stands before the instruction."""
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Returns the turns as chat templates of transformers read them, the image as a place holder."""
+        return conversation(self.instruction, system=self.system, image_first=self.image_first)
+
+
+def conversation(instruction: str, *, system: str | None, image_first: bool) -> list[dict[str, Any]]:
+    """Returns the turns of a question about one image, as chat templates of transformers read them.
+
+    Args:
+        instruction: The user's turn, without the image.
+        system: The system's turn, or None.
+        image_first: Whether the image stands before the instruction.
+    """
+    content: list[dict[str, Any]] = [{"type": "text", "text": instruction}, {"type": "image"}]
+    turns = [{"role": "user", "content": content[::-1] if image_first else content}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,11 @@ class PromptTemplate:
         "in the format: <answer>your final answer</answer><confidence>your confidence between 0 and 1</confidence>"
     )
     """Instruction for answering at once."""
+    system: str | None = None
+    """What the system says first; None leaves it to the model's chat template."""
+    image_first: bool = False
+    """Whether the image stands before the instruction, as the paper has it; a student's never does, so that what is
+    constant for a label set is read once."""
 
     def __post_init__(self) -> None:
         for mode, text in (("reason", self.reason), ("direct", self.direct)):

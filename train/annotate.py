@@ -1,18 +1,19 @@
-"""Confidence labels for stage *verbalize*: how often the stage-1 model is right about an image."""
+"""Confidence labels for stage *verbalize*: how often the stage-1 model is right about an image, or what votes say."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 from collections.abc import Sequence
-from typing import Any
 
+from emocaliber.evaluate.responders import Drawing, Responder
 from emocaliber.runtime.errors import InputError, ResponseError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, Mode, parse_response
 from emocaliber.runtime.samples import Sample
 
-from .recipe import AnnotateRecipe, Recipe
-from .sampling import sample_responses
+from .conversations import request_of
+from .recipe import Recipe
+from .stage_recipes import AnnotateRecipe
 
 
 def smoothed_rate(successes: int, trials: int, prior: float) -> float:
@@ -20,8 +21,8 @@ def smoothed_rate(successes: int, trials: int, prior: float) -> float:
     return (successes + prior) / (trials + 2.0 * prior)
 
 
-def annotate_confidence(
-    model: Any, processor: Any, samples: Sequence[Sample], recipe: Recipe, *, mode: Mode, max_new_tokens: int
+def annotate_from_responses(
+    responder: Responder, samples: Sequence[Sample], recipe: Recipe, *, mode: Mode, max_new_tokens: int
 ) -> list[Sample]:
     """Returns some of the samples, each with a confidence for its answer.
 
@@ -29,8 +30,7 @@ def annotate_confidence(
     grammar count as wrong.
 
     Args:
-        model: The stage-1 model.
-        processor: Its processor.
+        responder: The stage-1 model.
         samples: Samples with answers.
         recipe: The run; its ``annotate`` table says how many images and responses.
         mode: Response mode of the sampled responses.
@@ -43,20 +43,46 @@ def annotate_confidence(
     for sample in samples:
         if sample.answer is None:
             raise InputError(f"sample {sample.id} has no answer, so no success rate can be measured for it")
-    chosen = list(samples)
-    random.Random(recipe.seed + 1).shuffle(chosen)  # noqa: S311 - reproducible choice, not secrecy
-    chosen = chosen[: table.images]
-    responses = sample_responses(
-        model, processor, chosen, recipe.prompt, mode, count=table.samples, temperature=table.temperature,
-        batch_size=table.batch_size, seed=recipe.seed, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    chosen = _chosen(samples, recipe)
+    requests = [request_of(sample, recipe.prompt, mode) for sample in chosen]
+    drawing = Drawing(
+        count=table.samples, temperature=table.temperature, max_new_tokens=max_new_tokens, seed=recipe.seed
+    )
+    responses = responder.respond(requests, drawing)
     annotated = []
     for sample, texts in zip(chosen, responses, strict=True):
         successes = sum(_answer_of(text, sample, mode) == sample.answer for text in texts)
-        rate = smoothed_rate(successes, len(texts), table.prior)
-        confidence = min(max(rate, CONFIDENCE_GRID[0]), CONFIDENCE_GRID[-1])
-        annotated.append(dataclasses.replace(sample, confidence=confidence))
+        annotated.append(_with_confidence(sample, smoothed_rate(successes, len(texts), table.prior)))
     return annotated
+
+
+def annotate_from_votes(samples: Sequence[Sample], recipe: Recipe) -> list[Sample]:
+    """Returns some of the samples, each with the share of the votes that its answer got as its confidence.
+
+    Raises:
+        InputError: If a sample has no answer or no votes.
+    """
+    annotated = []
+    for sample in _chosen(samples, recipe):
+        distribution = sample.distribution()
+        if sample.answer is None or sample.votes is None or distribution is None:
+            missing = "answer" if sample.answer is None else "votes"
+            raise InputError(f"sample {sample.id} has no {missing}, so annotate.source = 'votes' cannot be used")
+        annotated.append(_with_confidence(sample, distribution[sample.resolve().index(sample.answer)]))
+    return annotated
+
+
+def _chosen(samples: Sequence[Sample], recipe: Recipe) -> list[Sample]:
+    """Returns the samples that are annotated, in an order the seed fixes."""
+    chosen = list(samples)
+    random.Random(recipe.seed + 1).shuffle(chosen)  # noqa: S311 - reproducible choice, not secrecy
+    table: AnnotateRecipe = recipe.stage("annotate")
+    return chosen[: table.images]
+
+
+def _with_confidence(sample: Sample, confidence: float) -> Sample:
+    """Returns the sample with a confidence that lies within the grid a model can state."""
+    return dataclasses.replace(sample, confidence=min(max(confidence, CONFIDENCE_GRID[0]), CONFIDENCE_GRID[-1]))
 
 
 def _answer_of(text: str, sample: Sample, mode: Mode) -> str | None:

@@ -11,16 +11,26 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from datasets import Sequence as SequenceFeature
 
+from emocaliber.evaluate.responders import Request
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import Mode, render_response
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
 
+def request_of(sample: Sample, template: PromptTemplate, mode: Mode) -> Request:
+    """Returns the question that this sample's response answers."""
+    return Request(
+        image=sample.image,
+        instruction=template.instruction(sample.resolve().labels, mode),
+        system=template.system,
+        image_first=template.image_first,
+    )
+
+
 def prompt_of(sample: Sample, template: PromptTemplate, mode: Mode) -> list[dict[str, Any]]:
-    """Returns the user's turn: instruction and candidates first, then the image."""
-    instruction = template.instruction(sample.resolve().labels, mode)
-    return [{"role": "user", "content": [{"type": "text", "text": instruction}, {"type": "image"}]}]
+    """Returns the turns before the response: the system's, where there is one, and the user's with the image."""
+    return request_of(sample, template, mode).conversation()
 
 
 def response_of(sample: Sample, mode: Mode, confidence: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Models and processors: built from a recipe, or loaded from a folder that transformers understands."""
+"""Models and processors a run starts from: built from a recipe's numbers, or loaded."""
 
 from __future__ import annotations
 
@@ -8,37 +8,63 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from emocaliber.runtime.errors import ArtifactError
+from emocaliber.evaluate.transformers_loading import QwenImageProcessor, load_model, load_processor
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
 from .conversations import response_of
-from .recipe import BuildRecipe, ModelRecipe, Precision
-from .tokenizer import CHAT_TEMPLATE, IMAGE, train_tokenizer
+from .model_recipe import BuildRecipe, ModelRecipe, Precision
+from .tokenizer import QWEN, SMOLVLM, train_tokenizer
 
 _GRID_REPEATS = 50
 """So that the digits of every confidence become one token, whichever the samples hold."""
 
+_QWEN_FULL_ATTENTION = 8
+"""Every so many layers Qwen's vision tower attends over the whole image, in between within windows."""
+_QWEN_WINDOW = 4
+"""Side of such a window in visual tokens."""
+
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_model(build: BuildRecipe, processor: Any, seed: int) -> Idefics3ForConditionalGeneration:
-    """Returns an Idefics3 model with random weights, its sizes from ``build`` and its token ids from ``processor``."""
+def build_model(build: BuildRecipe, processor: Any, seed: int) -> Any:
+    """Returns a model with random weights, its sizes from ``build`` and its token ids from ``processor``."""
     tokenizer = processor.tokenizer
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    text = {
+        "hidden_size": build.text.hidden_size,
+        "intermediate_size": build.text.intermediate_size,
+        "num_hidden_layers": build.text.layers,
+        "num_attention_heads": build.text.heads,
+        "num_key_value_heads": build.text.kv_heads or build.text.heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": build.max_positions,
+        # The usual 0.02 suits widths of a thousand; narrow layers would start close to the identity.
+        "initializer_range": build.text.hidden_size**-0.5,
+        **ids,
+    }
+    torch.manual_seed(seed)
+    model = _qwen(build, text, tokenizer) if build.family == "qwen2_5_vl" else _idefics3(build, text, tokenizer)
+    for name, value in ids.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+def _idefics3(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
     config = Idefics3Config(
         vision_config={
             "hidden_size": build.vision.hidden_size,
@@ -49,39 +75,69 @@ def build_model(build: BuildRecipe, processor: Any, seed: int) -> Idefics3ForCon
             "patch_size": build.patch_size,
             "initializer_range": build.vision.hidden_size**-0.5,
         },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": build.text.hidden_size,
-            "intermediate_size": build.text.intermediate_size,
-            "num_hidden_layers": build.text.layers,
-            "num_attention_heads": build.text.heads,
-            "num_key_value_heads": build.text.kv_heads or build.text.heads,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": build.max_positions,
-            "tie_word_embeddings": True,
-            # The usual 0.02 suits widths of a thousand; narrow layers would start close to the identity.
-            "initializer_range": build.text.hidden_size**-0.5,
-            **ids,
-        },
+        text_config={"model_type": "llama", "tie_word_embeddings": True, **text},
         scale_factor=build.scale_factor,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.convert_tokens_to_ids(SMOLVLM.image),
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = Idefics3ForConditionalGeneration(config)
-    for name, value in ids.items():
-        setattr(model.generation_config, name, value)
-    return model
+    return Idefics3ForConditionalGeneration(config)
 
 
-def build_processor(build: BuildRecipe, texts: Iterable[str]) -> Idefics3Processor:
-    """Returns a processor of the PIL image processor and a tokenizer trained on ``texts``: no torchvision needed."""
-    edge = {"longest_edge": build.image_size}
+def _qwen(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
+    layers = build.vision.layers
+    half = build.text.hidden_size // build.text.heads // 2
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "hidden_size": build.vision.hidden_size,
+            "intermediate_size": build.vision.intermediate_size,
+            "depth": layers,
+            "num_heads": build.vision.heads,
+            "patch_size": build.patch_size,
+            "spatial_merge_size": build.scale_factor,
+            "window_size": _QWEN_WINDOW * build.patch_size * build.scale_factor,
+            "fullatt_block_indexes": sorted(
+                {*range(_QWEN_FULL_ATTENTION - 1, layers, _QWEN_FULL_ATTENTION), layers - 1}
+            ),
+            "out_hidden_size": build.text.hidden_size,
+            "initializer_range": build.vision.hidden_size**-0.5,
+        },
+        text_config={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                # A quarter of the rotary frequencies for time, the rest for height and width.
+                "mrope_section": [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8],
+            },
+            **text,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids(QWEN.image),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def build_processor(build: BuildRecipe, texts: Iterable[str]) -> Any:
+    """Returns a processor that reads images with Pillow, with a tokenizer trained on ``texts``."""
+    if build.family == "qwen2_5_vl":
+        edge = build.patch_size * build.scale_factor
+        return QwenImageProcessor(
+            Qwen2VLImageProcessorPil(
+                size={"shortest_edge": edge**2, "longest_edge": build.image_size**2},
+                patch_size=build.patch_size,
+                merge_size=build.scale_factor,
+            ),
+            train_tokenizer(texts, build.vocab_size, QWEN),
+            chat_template=QWEN.template,
+        )
+    side = {"longest_edge": build.image_size}
     return Idefics3Processor(
-        image_processor=Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False),
+        image_processor=Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False),
         tokenizer=train_tokenizer(texts, build.vocab_size),
         image_seq_len=build.visual_tokens,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=SMOLVLM.template,
     )
 
 
@@ -96,35 +152,32 @@ def corpus(samples: Iterable[Sample], template: PromptTemplate) -> Iterable[str]
                 yield response_of(sample, mode, confidence=sample.confidence or 0.5)
 
 
-def load_model(folder: str | Path, precision: Precision = "fp32", *, local: bool = True) -> Any:
-    """Returns the image-text-to-text model stored in a folder, in eval mode.
+def initial(
+    recipe: ModelRecipe, samples: Iterable[Sample], template: PromptTemplate, seed: int, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Returns the model and processor a recipe names, built or loaded.
+
+    Args:
+        recipe: Where the model comes from.
+        samples: What a model built from scratch will read.
+        template: Instructions.
+        seed: Of random weights.
+        dtype: Type the weights are held in; a model built from scratch has float32.
 
     Raises:
-        ArtifactError: If the folder holds no such model.
+        ArtifactError: If there is no model at the recipe's path.
     """
-    if local and not Path(folder, "config.json").is_file():
-        raise ArtifactError(f"{folder} holds no model (config.json is missing); run the stage that writes it first")
-    return AutoModelForImageTextToText.from_pretrained(
-        str(folder), dtype=DTYPES[precision], local_files_only=local, attn_implementation="sdpa"
-    ).eval()
-
-
-def load_processor(folder: str | Path, *, local: bool = True) -> Any:
-    """Returns the processor stored in a folder; Idefics3 models get the PIL image processor.
-
-    Raises:
-        ArtifactError: If the folder holds no processor.
-    """
-    if local and not Path(folder, "tokenizer.json").is_file():
-        raise ArtifactError(f"{folder} holds no processor (tokenizer.json is missing)")
-    return AutoProcessor.from_pretrained(str(folder), local_files_only=local, backend="pil")
-
-
-def initial(recipe: ModelRecipe, samples: Iterable[Sample], template: PromptTemplate, seed: int) -> tuple[Any, Any]:
-    """Returns the model and processor a recipe names, built or loaded."""
     if recipe.build is not None:
         processor = build_processor(recipe.build, corpus(samples, template))
         return build_model(recipe.build, processor, seed), processor
     assert recipe.path is not None
-    local = Path(recipe.path).exists()
-    return load_model(recipe.path, local=local), load_processor(recipe.path, local=local)
+    return load_model(recipe.path, dtype), open_processor(recipe, recipe.path)
+
+
+def open_processor(recipe: ModelRecipe, path: str | Path) -> Any:
+    """Returns the processor at ``path`` with the pixel limits of the recipe.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    return load_processor(path, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
@@ -19,76 +19,20 @@ from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
+from .model_recipe import LoraRecipe, ModelRecipe, positive
+from .stage_recipes import (
+    AnnotateRecipe,
+    CollectRecipe,
+    ReinforceRecipe,
+    StudentRecipe,
+    SupervisedRecipe,
+    VisionRecipe,
+)
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Precision = Literal["fp32", "bf16"]
-
-
-def _positive(record: object, *names: str) -> None:
-    for name in names:
-        value = getattr(record, name)
-        if not value > 0:
-            raise ConfigError(f"{name} is {value!r}, expected a number > 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TowerRecipe:
-    """Shape of one transformer of a model built from scratch."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int | None = None
-
-    def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "intermediate_size", "layers", "heads")
-        if self.hidden_size % self.heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRecipe:
-    """An Idefics3/SmolVLM model built from its configuration, with random weights."""
-
-    vision: TowerRecipe
-    text: TowerRecipe
-    image_size: int
-    """Side of the square the vision tower sees, in pixels."""
-    patch_size: int
-    scale_factor: int = 2
-    """Pixel shuffle: a square of ``scale_factor`` × ``scale_factor`` patches becomes one visual token."""
-    max_positions: int = 512
-    vocab_size: int = 1000
-    """Upper bound for the tokenizer trained on the run's own texts."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "image_size", "patch_size", "scale_factor", "max_positions", "vocab_size")
-        if self.image_size % (self.patch_size * self.scale_factor):
-            raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of patch_size × scale_factor "
-                f"= {self.patch_size * self.scale_factor}"
-            )
-
-    @property
-    def visual_tokens(self) -> int:
-        """Number of decoder positions one image takes."""
-        return (self.image_size // self.patch_size // self.scale_factor) ** 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRecipe:
-    """Where a model comes from: a local folder or hub name, or built from scratch."""
-
-    path: str | None = None
-    build: BuildRecipe | None = None
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.build is None):
-            raise ConfigError("a model needs either path (a folder or hub name) or a build table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,125 +50,18 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisionRecipe:
-    """First training of the vision tower of a model built from scratch; pretrained models need none."""
+class LaunchRecipe:
+    """How many processes train, and what they share."""
 
-    learning_rate: float
-    batch_size: int
-    epochs: float
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    save_steps: int = 500
+    processes: int = 1
+    """One per GPU; on a machine without one, processes of the CPU."""
+    shard: bool = False
+    """Whether weights, gradients and optimiser state are spread over the processes (FSDP), not copied to each."""
 
     def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisedRecipe:
-    """Supervised fine-tuning (stages *reason* and *verbalize*)."""
-
-    learning_rate: float
-    batch_size: int
-    epochs: float = 1.0
-    gradient_accumulation: int = 1
-    warmup: float = 0.05
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: float = 0.01
-    precision: Precision = "fp32"
-    direct_share: float = 0.0
-    """Share of samples shown in direct mode, without reasoning (0 in the paper)."""
-    max_samples: int | None = None
-    gradient_checkpointing: bool = False
-    save_steps: int = 200
-
-    def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "batch_size", "epochs", "gradient_accumulation", "save_steps")
-        if not 0.0 <= self.direct_share <= 1.0:
-            raise ConfigError(f"direct_share is {self.direct_share!r}, expected a number in [0, 1]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotateRecipe:
-    """Confidence labels from the stage-1 model's own success rate."""
-
-    samples: int = 8
-    """Responses sampled per image and mode."""
-    images: int = 1000
-    """How many training images are annotated."""
-    prior: float = 0.5
-    """Pseudo-counts a = b of the Beta prior that smooths the success rate."""
-    temperature: float = 1.0
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        _positive(self, "samples", "images", "prior", "temperature", "batch_size")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReinforceRecipe:
-    """GRPO (stage *calibrate*)."""
-
-    learning_rate: float
-    steps: int
-    prompts_per_step: int
-    """Different images in one optimiser step."""
-    rollouts: int = 8
-    """Sampled responses per image (n of the paper)."""
-    reward: Literal["bounded", "paper"] = "bounded"
-    kl: float = 0.01
-    """Weight β of the KL penalty to the stage-2 model (low-variance estimator)."""
-    temperature: float = 1.0
-    max_new_tokens: int = 2048
-    direct_share: float = 0.0
-    precision: Precision = "fp32"
-    save_steps: int = 100
-
-    def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "steps", "prompts_per_step", "temperature", "max_new_tokens", "save_steps")
-        if self.rollouts < 2:
-            raise ConfigError(f"rollouts is {self.rollouts}, but a group needs at least 2 to compare")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectRecipe:
-    """Teacher traces for the student."""
-
-    images: int = 1000
-    samples: int = 1
-    """Responses sampled per image and mode."""
-    temperature: float = 1.0
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        _positive(self, "images", "samples", "temperature", "batch_size")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudentRecipe:
-    """Distillation: sequence loss plus label-distribution loss."""
-
-    model: ModelRecipe
-    learning_rate: float
-    batch_size: int
-    epochs: float
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    sequence_weight: float = 1.0
-    """Weight of the cross-entropy on the teacher's traces."""
-    distribution_weight: float = 1.0
-    """Weight of KL(target ‖ student's label distribution)."""
-    votes_share: float = 0.5
-    """Share of annotator votes in the target distribution, the rest is the teacher's; where there are no votes, 0."""
-    flip: bool = True
-    """Mirror half of the images, left to right."""
-    precision: Precision = "fp32"
-    save_steps: int = 500
-
-    def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
-        if not 0.0 <= self.votes_share <= 1.0:
-            raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
+        positive(self, "processes")
+        if self.shard and self.processes == 1:
+            raise ConfigError("shard spreads the weights over processes, but processes is 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +72,14 @@ class Recipe:
     seed: int = 0
     threads: int | None = None
     """CPU threads; None leaves it to the libraries."""
-    taxonomy: str = "emotion6-7"
+    taxonomies: tuple[str, ...] = ("emotion6-7",)
+    """Label sets the run learns; samples of others are left out."""
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
     data: DataRecipe
     teacher: ModelRecipe
+    lora: LoraRecipe | None = None
+    """Train adapters instead of all of the teacher's weights."""
+    launch: LaunchRecipe = field(default_factory=LaunchRecipe)
     vision: VisionRecipe | None = None
     reason: SupervisedRecipe | None = None
     annotate: AnnotateRecipe | None = None
@@ -249,8 +90,9 @@ class Recipe:
     bundle: BundleRecipe | None = None
 
     def __post_init__(self) -> None:
-        if self.taxonomy not in TAXONOMIES:
-            raise ConfigError(f"taxonomy is {self.taxonomy!r}, known: {', '.join(TAXONOMIES)}")
+        unknown = [name for name in self.taxonomies if name not in TAXONOMIES]
+        if unknown or not self.taxonomies:
+            raise ConfigError(f"taxonomies are {list(self.taxonomies)}, known: {', '.join(TAXONOMIES)}")
         teacher, student = self.teacher.build, None if self.student is None else self.student.model.build
         if teacher is not None and student is not None:
             sizes = [(build.image_size, build.visual_tokens) for build in (teacher, student)]
@@ -259,6 +101,17 @@ class Recipe:
                     f"a student built from scratch reads images with the teacher's processor, but (image_size, visual "
                     f"tokens) are {sizes[0]} of the teacher and {sizes[1]} of the student"
                 )
+
+    @property
+    def taxonomy(self) -> str:
+        """The one label set of the run.
+
+        Raises:
+            ConfigError: If there are several; what follows the teacher takes one at a time.
+        """
+        if len(self.taxonomies) != 1:
+            raise ConfigError(f"recipe {self.name} has the taxonomies {', '.join(self.taxonomies)}, expected one here")
+        return self.taxonomies[0]
 
     def stage(self, name: str) -> Any:
         """Returns the table of a stage.

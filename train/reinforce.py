@@ -11,17 +11,20 @@ from typing import Any
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from emocaliber.evaluate.transformers_loading import is_folder, transformers_name
 from emocaliber.runtime.samples import Sample
 
-from .arguments import common_arguments
+from .adapters import adapters
+from .arguments import common_arguments, cut_batch
 from .conversations import choose_modes, prompt_dataset
-from .recipe import Recipe, ReinforceRecipe
+from .recipe import Recipe
 from .rewards import make_reward
 from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .stage_recipes import ReinforceRecipe
 
 
 def train_reinforce(
-    policy: Path, processor: Any, samples: Sequence[Sample], recipe: Recipe, folder: Path, *, resume: bool = False
+    policy: str | Path, processor: Any, samples: Sequence[Sample], recipe: Recipe, folder: Path, *, resume: bool = False
 ) -> Stage:
     """Returns the finished stage: the stage-2 model in ``policy`` reinforced on its own responses, saved to ``folder``.
 
@@ -29,7 +32,7 @@ def train_reinforce(
     estimator: the paper's setting (arXiv 2512.15528).
 
     Args:
-        policy: Folder of the stage-2 model; also the reference of the KL penalty.
+        policy: The stage-2 model, a folder or ``hf://owner/name``; also the reference of the KL penalty.
         processor: Its processor.
         samples: Training samples with votes or answers.
         recipe: The run; its ``calibrate`` table holds the hyper-parameters.
@@ -47,12 +50,13 @@ def train_reinforce(
     modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
     checkpoint = last_checkpoint(folder, resume=resume)
     trainer = GRPOTrainer(
-        model=str(policy),
+        model=transformers_name(policy),
         reward_funcs=make_reward(table.reward),
-        args=_arguments(table, recipe, folder),
+        args=_arguments(table, recipe, folder, policy),
         train_dataset=prompt_dataset(chosen, recipe.prompt, modes),
         processing_class=processor,
         callbacks=[ProgressBar("calibrate")],
+        peft_config=adapters(recipe.lora),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -61,12 +65,16 @@ def train_reinforce(
     )
 
 
-def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> GRPOConfig:
+def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path, policy: str | Path) -> GRPOConfig:
     common = common_arguments(table, recipe, folder)
+    size, accumulation = cut_batch(table.prompts_per_step * table.rollouts, table.micro_batch)
+    adapted_in_half = recipe.lora is not None and table.precision == "bf16"
     return GRPOConfig(
         **{**common, "logging_steps": 1},
         max_steps=table.steps,
-        per_device_train_batch_size=table.prompts_per_step * table.rollouts,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        generation_batch_size=(table.prompts_per_draw or table.prompts_per_step) * table.rollouts,
         num_generations=table.rollouts,
         temperature=table.temperature,
         top_k=0,
@@ -74,6 +82,10 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> GRPOConf
         beta=table.kl,
         scale_rewards="none",
         bf16=table.precision == "bf16",
-        model_init_kwargs={"dtype": "float32" if table.precision == "fp32" else "bfloat16", "local_files_only": True},
-        activation_checkpointing=not common["use_cpu"],
+        model_init_kwargs={
+            "dtype": "bfloat16" if adapted_in_half else "float32",
+            "local_files_only": is_folder(policy),
+        },
+        activation_checkpointing=table.gradient_checkpointing,
+        use_liger_kernel=table.fused_kernels,
     )

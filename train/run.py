@@ -18,6 +18,7 @@ from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.records import to_mapping
 
+from .adapters import merged
 from .recipe import Recipe
 
 RECORD = "stage.json"
@@ -68,13 +69,13 @@ def save_stage(
     Args:
         name: Stage.
         folder: Where to write.
-        model: Trained model.
+        model: Trained model; adapters are merged into it.
         processor: Its processor.
         recipe: The recipe that was run.
         started: `time.perf_counter` at the start.
         history: The trainer's log, one mapping a logged step.
     """
-    model.save_pretrained(folder)
+    merged(model).save_pretrained(folder)
     processor.save_pretrained(folder)
     stage = Stage(name=name, folder=folder, wall_s=time.perf_counter() - started)
     record = {

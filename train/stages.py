@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from emocaliber.runtime.errors import ArtifactError
+from emocaliber.evaluate.responders import Responder
+from emocaliber.evaluate.transformers_loading import load_model, load_processor
+from emocaliber.evaluate.transformers_responder import TransformersResponder
+from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.samples import read_samples, write_samples
 
-from .annotate import annotate_confidence
-from .models import initial, load_model, load_processor
+from .annotate import annotate_from_responses, annotate_from_votes
+from .model_recipe import Precision, TrainedStage
+from .models import DTYPES, initial, open_processor
 from .recipe import Recipe
 from .reinforce import train_reinforce
 from .run import Stage, finished, read_stage
+from .stage_recipes import AnnotateRecipe, ReinforceRecipe, SupervisedRecipe
 from .supervised import train_supervised
 from .vision import train_vision
 from .workspace import Workspace, load_samples
@@ -32,63 +38,79 @@ def run_vision(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
     recipe.stage("vision")
     prepare(recipe)
     samples = load_samples(recipe, workspace, "train")
-    model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed)
+    model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed, torch.float32)
     return train_vision(model, processor, samples, recipe, folder, resume=resume)
 
 
 def run_reason(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
     """Returns stage 1: the recipe's model, taught to reason and answer."""
-    folder = workspace.stage("reason")
+    folder = _folder(recipe, workspace, "reason")
     if finished(folder):
         return read_stage(folder)
+    table: SupervisedRecipe = recipe.stage("reason")
     prepare(recipe)
-    samples = load_samples(recipe, workspace, "train")
+    samples = load_samples(recipe, workspace, "train", table.samples)
     if recipe.vision is not None:
-        before = _before(workspace, "vision")
+        before = _finished(workspace.stage("vision"))
         model, processor = load_model(before), load_processor(before)
     else:
-        model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed)
+        dtype = weights_type(recipe, table.precision)
+        model, processor = initial(recipe.teacher, samples, recipe.prompt, recipe.seed, dtype)
     return train_supervised("reason", model, processor, samples, recipe, folder, resume=resume)
 
 
 def run_annotate(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
-    """Returns the samples file with confidences from the stage-1 model's own success rate, per mode it was taught."""
+    """Returns the samples file with confidences, from the stage-1 model's own success rate or from votes."""
     if workspace.annotated.is_file():
         return workspace.annotated
+    table: AnnotateRecipe = recipe.stage("annotate")
     prepare(recipe)
-    folder = _before(workspace, "reason")
-    model, processor = load_model(folder), load_processor(folder)
-    samples = load_samples(recipe, workspace, "train")
-    annotated = annotate_confidence(
-        model, processor, samples, recipe, mode="reason", max_new_tokens=longest_response(recipe)
-    )
+    source = None if recipe.verbalize is None else recipe.verbalize.samples
+    if table.source == "votes":
+        annotated = annotate_from_votes(load_samples(recipe, workspace, "train", source), recipe)
+    else:
+        responder = _stage_one(recipe, workspace, table)
+        samples = load_samples(recipe, workspace, "train", source)
+        annotated = annotate_from_responses(
+            responder, samples, recipe, mode="reason", max_new_tokens=longest_response(recipe)
+        )
     write_samples(annotated, workspace.annotated)
     return workspace.annotated
 
 
 def run_verbalize(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
-    """Returns stage 2: the stage-1 model, taught to state its confidence after the answer."""
-    folder = workspace.stage("verbalize")
+    """Returns stage 2: the stage-1 model, taught to state its confidence after the answer.
+
+    The confidences are those of stage *annotate*; a recipe without it has them in its samples.
+    """
+    folder = _folder(recipe, workspace, "verbalize")
     if finished(folder):
         return read_stage(folder)
+    table: SupervisedRecipe = recipe.stage("verbalize")
     prepare(recipe)
-    before = _before(workspace, "reason")
-    if not workspace.annotated.is_file():
+    before = model_after(recipe, workspace, "reason")
+    if recipe.annotate is None:
+        samples = load_samples(recipe, workspace, "train", table.samples)
+    elif workspace.annotated.is_file():
+        samples = read_samples(workspace.annotated)
+    else:
         raise ArtifactError(f"{workspace.annotated} is missing; run 'emocaliber train annotate' first")
-    samples = read_samples(workspace.annotated)
-    model, processor = load_model(before), load_processor(before)
+    model = load_model(before, weights_type(recipe, table.precision))
+    processor = open_processor(recipe.teacher, before)
     return train_supervised("verbalize", model, processor, samples, recipe, folder, resume=resume)
 
 
 def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
     """Returns stage 3: the stage-2 model, reinforced until its confidence means what it says."""
-    folder = workspace.stage("calibrate")
+    folder = _folder(recipe, workspace, "calibrate")
     if finished(folder):
         return read_stage(folder)
+    table: ReinforceRecipe = recipe.stage("calibrate")
     prepare(recipe)
-    before = _before(workspace, "verbalize")
-    samples = load_samples(recipe, workspace, "train")
-    return train_reinforce(before, load_processor(before), samples, recipe, folder, resume=resume)
+    before = model_after(recipe, workspace, "verbalize")
+    samples = load_samples(recipe, workspace, "train", table.samples)
+    processor = open_processor(recipe.teacher, before)
+    return train_reinforce(before, processor, samples, recipe, folder, resume=resume)
 
 
 STAGES: dict[str, Callable[..., Stage | Path]] = {
@@ -113,8 +135,53 @@ def longest_response(recipe: Recipe) -> int:
     return recipe.calibrate.max_new_tokens if recipe.calibrate is not None else LONGEST_RESPONSE
 
 
-def _before(workspace: Workspace, name: str) -> Path:
-    folder = workspace.stage(name)
+def model_after(recipe: Recipe, workspace: Workspace, name: TrainedStage) -> str | Path:
+    """Returns where the model is that has been through a stage: a folder of the run, or the recipe's own path.
+
+    Raises:
+        ArtifactError: If the stage has not run.
+    """
+    path = recipe.teacher.path
+    return path if path is not None and _was_run(recipe, name) else _finished(workspace.stage(name))
+
+
+def weights_type(recipe: Recipe, precision: Precision) -> torch.dtype:
+    """Returns the type weights are held in: float32 where they are trained, the arithmetic's where adapters are."""
+    return torch.float32 if recipe.lora is None else DTYPES[precision]
+
+
+def _was_run(recipe: Recipe, name: TrainedStage) -> bool:
+    """Returns whether the weights that the recipe starts from have been through the stage."""
+    stages: tuple[TrainedStage, ...] = get_args(TrainedStage)
+    trained = recipe.teacher.trained
+    return trained is not None and stages.index(name) <= stages.index(trained)
+
+
+def _folder(recipe: Recipe, workspace: Workspace, name: TrainedStage) -> Path:
+    """Returns the folder of a stage that is to run.
+
+    Raises:
+        ConfigError: If the recipe's weights have been through it.
+    """
+    if _was_run(recipe, name):
+        raise ConfigError(
+            f"teacher.trained is {recipe.teacher.trained!r}: the weights at {recipe.teacher.path} have been through "
+            f"stage {name} already"
+        )
+    return workspace.stage(name)
+
+
+def _finished(folder: Path) -> Path:
     if not finished(folder):
-        raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber train {name}' first")
+        raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber train {folder.name}' first")
     return folder
+
+
+def _stage_one(recipe: Recipe, workspace: Workspace, table: AnnotateRecipe) -> Responder:
+    before = model_after(recipe, workspace, "reason")
+    return TransformersResponder(
+        load_model(before, weights_type(recipe, "fp32")),
+        open_processor(recipe.teacher, before),
+        name=str(before),
+        batch_size=table.batch_size,
+    )

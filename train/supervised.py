@@ -13,10 +13,12 @@ from trl import SFTConfig, SFTTrainer
 
 from emocaliber.runtime.samples import Sample
 
+from .adapters import adapters
 from .arguments import epoch_arguments
 from .conversations import choose_modes, supervised_dataset
-from .recipe import Recipe, SupervisedRecipe
+from .recipe import Recipe
 from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .stage_recipes import SupervisedRecipe
 
 
 def train_supervised(
@@ -60,6 +62,7 @@ def train_supervised(
         train_dataset=dataset,
         processing_class=processor,
         callbacks=[ProgressBar(name)],
+        peft_config=adapters(recipe.lora),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -71,8 +74,8 @@ def train_supervised(
 def _arguments(table: SupervisedRecipe, recipe: Recipe, folder: Path) -> SFTConfig:
     return SFTConfig(
         **epoch_arguments(table, recipe, folder),
-        gradient_accumulation_steps=table.gradient_accumulation,
         bf16=table.precision == "bf16",
         activation_checkpointing=table.gradient_checkpointing,
+        use_liger_kernel=table.fused_kernels,
         max_length=None,
     )

@@ -27,8 +27,9 @@ from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.samples import Sample
 
 from .arguments import epoch_arguments
-from .recipe import Recipe, VisionRecipe
+from .recipe import Recipe
 from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .stage_recipes import VisionRecipe
 
 _WORD = re.compile(r"[a-z]+")
 MIN_WORD_COUNT = 20

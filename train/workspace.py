@@ -48,18 +48,25 @@ class Workspace:
         return self.root / name
 
 
-def load_samples(recipe: Recipe, workspace: Workspace, split: str) -> list[Sample]:
-    """Returns the samples of one split of the recipe's taxonomy, making procedural scenes first where it asks for them.
+def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str | None = None) -> list[Sample]:
+    """Returns the samples of one split of the recipe's taxonomies, making procedural scenes first where asked for.
+
+    Args:
+        recipe: The run.
+        workspace: Its folder.
+        split: ``train``, ``calibration``, ``test`` or any other that the file has.
+        source: A stage's own samples file; None takes the one of ``[data]``.
 
     Raises:
         InputError: If the file cannot be read, or holds no sample of that split and taxonomy.
         ConfigError: If the number of scenes makes no sense.
     """
-    source = recipe.data.samples
+    source = source or recipe.data.samples
     path = _scenes(recipe, workspace) if source.startswith(SCENES) else Path(source)
-    samples = [sample for sample in read_samples(path, split) if sample.taxonomy == recipe.taxonomy]
+    samples = [sample for sample in read_samples(path, split) if sample.taxonomy in recipe.taxonomies]
     if not samples:
-        raise InputError(f"{path} holds no samples of split {split!r} and taxonomy {recipe.taxonomy!r}")
+        wanted = " or ".join(map(repr, recipe.taxonomies))
+        raise InputError(f"{path} holds no samples of split {split!r} and taxonomy {wanted}")
     return samples
 
 
@@ -80,6 +87,6 @@ def _scenes(recipe: Recipe, workspace: Workspace) -> Path:
             recipe.seed,
             splits=splits,
             size=recipe.data.image_size,
-            taxonomies=(recipe.taxonomy,),
+            taxonomies=recipe.taxonomies,
             progress=lambda done, _: bar.update(done - bar.n),
         )

@@ -19,7 +19,7 @@ from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.scoring import Scored
 from emocaliber.runtime.taxonomy import resolve_taxonomy
-from emocaliber.train.recipe import CollectRecipe
+from emocaliber.train.stage_recipes import CollectRecipe
 
 # Copied from the published format, not from the code.
 COLUMNS = [

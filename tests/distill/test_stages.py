@@ -50,7 +50,9 @@ def teacher_of(recipe: Recipe, workspace: Workspace) -> Any:
 
 def test_stages_out_of_order_are_refused(workspace: Workspace) -> None:
     recipe = tiny_recipe()
-    with pytest.raises(ArtifactError, match=r"calibrate holds no finished stage; run the stage 'calibrate' first"):
+    with pytest.raises(
+        ArtifactError, match=r"calibrate holds no finished stage; run 'emocaliber train calibrate' first"
+    ):
         run_collect(recipe, workspace)
     with pytest.raises(ArtifactError, match="holds no traces; run 'emocaliber distill collect' first"):
         run_student(recipe, workspace)

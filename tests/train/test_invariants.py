@@ -17,7 +17,7 @@ def test_accumulated_pieces_are_one_batch(scenes: list[Sample], processor: Any, 
     """One step on 8 samples of uneven length (both modes) equals one step on 8 × 1, 4 × 2 and 2 × 4."""
     weights = []
     for size in (8, 4, 1):
-        table = {"batch_size": size, "gradient_accumulation": 8 // size, "direct_share": 0.5}
+        table = {"batch_size": 8, "micro_batch": size, "direct_share": 0.5}
         recipe = tiny_recipe(reason={"learning_rate": 1e-3, "epochs": 2, "warmup": 0.0, **table})
         assert recipe.teacher.build is not None
         model = build_model(recipe.teacher.build, processor, seed=0)

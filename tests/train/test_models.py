@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.samples import Sample
-from emocaliber.train.models import build_model, corpus, initial, load_model, load_processor
-from emocaliber.train.recipe import ModelRecipe, Recipe
+from emocaliber.train.model_recipe import ModelRecipe
+from emocaliber.train.models import build_model, corpus, initial
+from emocaliber.train.recipe import Recipe
 
 
 def test_a_built_model_has_the_sizes_asked_for(recipe: Recipe, processor: Any) -> None:
@@ -34,7 +36,7 @@ def test_a_saved_model_loads_and_answers_the_same(recipe: Recipe, processor: Any
     model = build_model(recipe.teacher.build, processor, seed=3).eval()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded, loaded_processor = initial(ModelRecipe(path=str(tmp_path)), [], recipe.prompt, seed=0)
+    loaded, loaded_processor = initial(ModelRecipe(path=str(tmp_path)), [], recipe.prompt, 0, torch.float32)
     image = [[Image.effect_noise((40, 24), 80).convert("RGB")]]
     ours, theirs = (p(text=["<image>joy"], images=image, return_tensors="pt") for p in (processor, loaded_processor))
     assert torch.equal(ours["input_ids"], theirs["input_ids"])

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny_recipe
+from tiny_run import recipe_mapping, tiny_recipe
 
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.train.recipe import load_recipe, shipped_recipe
@@ -80,7 +80,16 @@ def test_all_faults_are_named_at_once(minimal: Path) -> None:
         ("reason.direct_share=1.5", r"direct_share is 1.5, expected a number in \[0, 1\]"),
         ("reason.batch_size=true", "reason.batch_size is True, expected int"),
         ("seed=1.5", "seed is 1.5, expected int"),
-        ("taxonomy=moods", "taxonomy is 'moods', known: emoset-8"),
+        ('taxonomies=["fi-8", "moods"]', r"taxonomies are \['fi-8', 'moods'\], known: emoset-8"),
+        ("taxonomies=[]", r"taxonomies are \[\], known"),
+        ("reason.micro_batch=3", "batch_size is 8, not a multiple of its parts of 3"),
+        ("launch.shard=true", "shard spreads the weights over processes, but processes is 1"),
+        ("launch.processes=0", "processes is 0, expected a number > 0"),
+        ("lora.dropout=1.0", r"dropout is 1.0, expected a number in \[0, 1\)"),
+        ('annotate.endpoint="http://localhost:8000/v1"', "endpoint and model belong together"),
+        ("teacher={ path = 'x', min_pixels = 9, max_pixels = 4 }", "min_pixels 9 is above max_pixels 4"),
+        ("calibrate={ learning_rate = 1, steps = 1, prompts_per_step = 4, prompts_per_draw = 6 }", "not a multiple"),
+        ("calibrate={ learning_rate = 1, steps = 1, prompts_per_step = 1, micro_batch = 3 }", "is 8, not a multiple"),
         ("prompt.direct=Feel?", r"prompt: prompt direct must hold \{labels\} exactly once"),
         ("name.first=x", "name is not a table"),
         ("reason", "expected key=value"),
@@ -172,3 +181,15 @@ def test_a_built_student_sees_as_many_tokens_as_its_teacher() -> None:
     for build, found in ((tiny_build(patch_size=4), "(32, 16)"), (tiny_build(image_size=64, patch_size=16), "(64, 4)")):
         with pytest.raises(ConfigError, match=re.escape(f"(32, 4) of the teacher and {found} of the student")):
             tiny_recipe(teacher=teacher, student={**student, "model": {"build": build}})
+
+
+def test_what_takes_one_taxonomy_says_so() -> None:
+    assert tiny_recipe().taxonomy == "emotion6-7"
+    with pytest.raises(ConfigError, match="has the taxonomies fi-8, fi-2, expected one here"):
+        tiny_recipe(taxonomies=["fi-8", "fi-2"]).taxonomy  # noqa: B018
+
+
+def test_weights_built_from_scratch_have_been_through_nothing() -> None:
+    build = recipe_mapping()["teacher"]["build"]
+    with pytest.raises(ConfigError, match="describe a model at a path, but there is a build table"):
+        tiny_recipe(teacher={"build": build, "trained": "reason"})

@@ -13,11 +13,12 @@ from tiny_run import tiny_recipe
 from transformers import Idefics3ForConditionalGeneration
 
 from emocaliber.evaluate.prompting import image_block_of, render_prompts
+from emocaliber.evaluate.transformers_loading import load_model
 from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.samples import Sample
 from emocaliber.train import reinforce
-from emocaliber.train.models import build_model, load_model
+from emocaliber.train.models import build_model
 from emocaliber.train.reinforce import train_reinforce
 from emocaliber.train.rewards import make_reward, reward_of
 from emocaliber.train.supervised import train_supervised

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from tiny_run import recipe_mapping
 
+from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.runtime.errors import ArtifactError, ConfigError
-from emocaliber.train.models import build_model, load_model, load_processor
+from emocaliber.train.models import build_model
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import CHECKPOINTS, RECORD, finished, last_checkpoint, read_stage, save_stage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from tiny_run import tiny_recipe
 
 from emocaliber.runtime.errors import ArtifactError, ConfigError
-from emocaliber.runtime.samples import Sample, read_samples
+from emocaliber.runtime.samples import Sample, read_samples, write_samples
 from emocaliber.train import stages
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import RECORD
-from emocaliber.train.stages import STAGES, longest_response, prepare
+from emocaliber.train.stages import STAGES, longest_response, model_after, prepare
 from emocaliber.train.workspace import Workspace
 
 
@@ -61,20 +62,39 @@ def test_annotations_are_made_once(
 ) -> None:
     calls: list[str] = []
 
-    def annotate(model: Any, processor: Any, samples: list[Sample], *_: Any, mode: str, max_new_tokens: int) -> Any:
+    def annotate(responder: Any, samples: list[Sample], *_: Any, mode: str, max_new_tokens: int) -> Any:
         calls.append(mode)
         assert max_new_tokens == 12
         return scenes[:2]
 
     finish(workspace, "reason")
-    monkeypatch.setattr(stages, "load_model", lambda folder: folder)
-    monkeypatch.setattr(stages, "load_processor", lambda folder: folder)
-    monkeypatch.setattr(stages, "annotate_confidence", annotate)
+    monkeypatch.setattr(stages, "load_model", lambda path, dtype: path)
+    monkeypatch.setattr(stages, "open_processor", lambda recipe, path: path)
+    monkeypatch.setattr(stages, "annotate_from_responses", annotate)
     for _ in range(2):
         path = STAGES["annotate"](recipe, workspace)
         assert path == workspace.annotated
     assert calls == ["reason"]
     assert read_samples(workspace.annotated) == scenes[:2]
+
+
+def test_votes_annotate_without_a_model(workspace: Workspace, scenes: list[Sample]) -> None:
+    samples = workspace.root / "votes.jsonl"
+    write_samples((dataclasses.replace(scene, answer="joy", votes={"joy": 3, "fear": 1}) for scene in scenes), samples)
+    recipe = tiny_recipe(data={"samples": str(samples)}, annotate={"source": "votes", "images": 3})
+    annotated = read_samples(Path(str(STAGES["annotate"](recipe, workspace))))
+    assert [sample.confidence for sample in annotated] == [0.75] * 3
+
+
+def test_released_weights_take_the_place_of_the_stages_they_have_been_through(workspace: Workspace) -> None:
+    recipe = tiny_recipe(teacher={"path": "hf://owner/name", "trained": "verbalize"}, vision=None)
+    assert model_after(recipe, workspace, "reason") == model_after(recipe, workspace, "verbalize") == "hf://owner/name"
+    with pytest.raises(ConfigError, match="hf://owner/name have been through stage verbalize already"):
+        STAGES["verbalize"](recipe, workspace)
+    with pytest.raises(ArtifactError, match="run 'emocaliber train calibrate' first"):
+        model_after(recipe, workspace, "calibrate")
+    finish(workspace, "calibrate")
+    assert model_after(recipe, workspace, "calibrate") == workspace.stage("calibrate")
 
 
 def test_a_stage_without_a_table_cannot_run(workspace: Workspace) -> None:

@@ -12,14 +12,15 @@ import torch
 from tiny_run import tiny_recipe
 
 from emocaliber.evaluate.prompting import image_block_of, render_prompts
+from emocaliber.evaluate.responders import Drawing
+from emocaliber.evaluate.transformers_responder import TransformersResponder
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.grammar import REASONING_TAGS, parse_response
 from emocaliber.runtime.samples import Sample
 from emocaliber.train import run
-from emocaliber.train.conversations import response_of
+from emocaliber.train.conversations import request_of, response_of
 from emocaliber.train.models import build_model
 from emocaliber.train.recipe import Recipe
-from emocaliber.train.sampling import sample_responses
 from emocaliber.train.supervised import train_supervised
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
@@ -86,11 +87,10 @@ def test_a_few_samples_are_learnt_by_heart(short: list[Sample], processor: Any, 
     losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
     assert len(losses) == 4
     assert losses[-1] < 0.1 * losses[0]
-    # Cold sampling is greedy; the trained model sees which scene it is.
-    responses = sample_responses(
-        model.eval(), processor, short, recipe.prompt, "reason",
-        count=1, temperature=1e-4, batch_size=4, seed=0, max_new_tokens=60,
-    )  # fmt: skip
+    # The trained model sees which scene it is.
+    responder = TransformersResponder(model.eval(), processor, name="tiny", batch_size=4)
+    requests = [request_of(sample, recipe.prompt, "reason") for sample in short]
+    responses = responder.respond(requests, Drawing(max_new_tokens=60))
     for sample, (text,) in zip(short, responses, strict=True):
         parsed = parse_response(text, LABELS, "reason", needs_confidence=False)
         assert (parsed.answer, parsed.confidence) == (sample.answer, None)

@@ -66,7 +66,8 @@ def test_missing_samples(recipe: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_stage_out_of_order(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = failed(["train", "verbalize", recipe], capsys)
+    words = ["--set", "verbalize={learning_rate = 1e-3, batch_size = 8}"]
+    message = failed(["train", "verbalize", recipe, *words], capsys)
     assert "runs/small/reason holds no finished stage; run 'emocaliber train reason' first" in message
 
 

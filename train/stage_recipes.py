@@ -1,0 +1,185 @@
+"""Recipes of stages: one frozen record a table of a recipe file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from emocaliber.runtime.errors import ConfigError
+
+from .model_recipe import ModelRecipe, Precision, positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionRecipe:
+    """First training of the vision tower of a model built from scratch; pretrained models need none."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedRecipe:
+    """Supervised fine-tuning (stages *reason* and *verbalize*)."""
+
+    samples: str | None = None
+    """Samples file of this stage; None takes the one of ``[data]``."""
+    learning_rate: float
+    batch_size: int
+    """Samples per optimiser step, over all processes."""
+    micro_batch: int | None = None
+    """Samples a process takes at once; None takes its whole share of the batch."""
+    epochs: float = 1.0
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = 0.01
+    precision: Precision = "fp32"
+    """Type of the arithmetic; weights stay float32 unless only adapters are trained."""
+    direct_share: float = 0.0
+    """Share of samples shown in direct mode, without reasoning (0 in the paper)."""
+    max_samples: int | None = None
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the layers and compute the rest again: less memory, about a third more time."""
+    fused_kernels: bool = False
+    """Liger kernels, which need the package liger-kernel and a GPU."""
+    save_steps: int = 200
+
+    def __post_init__(self) -> None:
+        positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+        _whole_batches("batch_size", self.batch_size, self.micro_batch)
+        if not 0.0 <= self.direct_share <= 1.0:
+            raise ConfigError(f"direct_share is {self.direct_share!r}, expected a number in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateRecipe:
+    """Confidence labels: from the stage-1 model's own success rate, or from the annotators' votes."""
+
+    source: Literal["responses", "votes"] = "responses"
+    """``votes`` takes the share of the votes that the answer got."""
+    samples: int = 8
+    """Responses sampled per image."""
+    images: int = 1000
+    """How many training images are annotated."""
+    prior: float = 0.5
+    """Pseudo-counts a = b of the Beta prior that smooths the success rate."""
+    temperature: float = 1.0
+    batch_size: int = 32
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible server of the stage-1 model (vLLM is one) that answers instead of transformers."""
+    model: str | None = None
+    """The model's name there."""
+
+    def __post_init__(self) -> None:
+        positive(self, "samples", "images", "prior", "temperature", "batch_size")
+        if (self.endpoint is None) != (self.model is None):
+            raise ConfigError("endpoint and model belong together: the server's URL and the model's name there")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmRecipe:
+    """What to do when the stated confidences collapse to one value."""
+
+    entropy: float = 0.05
+    """Nats: the confidences of a step have collapsed when the entropy of their values is below this."""
+    patience: int = 10
+    """Collapsed steps in a row before the alarm goes off."""
+    action: Literal["stop", "warn"] = "stop"
+
+    def __post_init__(self) -> None:
+        positive(self, "patience")
+        if not self.entropy >= 0.0:
+            raise ConfigError(f"entropy is {self.entropy!r}, expected a number >= 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforceRecipe:
+    """Stage *calibrate*: GRPO, or a proper score on the confidence tokens."""
+
+    samples: str | None = None
+    """Samples file of this stage; None takes the one of ``[data]``."""
+    method: Literal["grpo", "tokenized-brier"] = "grpo"
+    """``tokenized-brier`` trains the tokens of the confidence alone, supervised (Li et al. 2025, arXiv 2508.18847)."""
+    learning_rate: float
+    steps: int
+    prompts_per_step: int
+    """Different images in one optimiser step, over all processes."""
+    prompts_per_draw: int | None = None
+    """Images whose responses are drawn at once, a multiple of `prompts_per_step`; None draws for each step."""
+    rollouts: int = 8
+    """Sampled responses per image (n of the paper)."""
+    micro_batch: int | None = None
+    """Responses a process takes at once; None takes its whole share of the step."""
+    reward: Literal["bounded", "paper"] = "bounded"
+    kl: float = 0.01
+    """Weight β of the KL penalty to the stage-2 model (low-variance estimator)."""
+    temperature: float = 1.0
+    max_new_tokens: int = 2048
+    direct_share: float = 0.0
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    fused_kernels: bool = False
+    rollout_engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """``auto`` is vLLM where it is installed and there is a GPU, else transformers."""
+    alarm: AlarmRecipe = field(default_factory=AlarmRecipe)
+    save_steps: int = 100
+
+    def __post_init__(self) -> None:
+        positive(self, "learning_rate", "steps", "prompts_per_step", "temperature", "max_new_tokens", "save_steps")
+        if self.rollouts < 2:
+            raise ConfigError(f"rollouts is {self.rollouts}, but a group needs at least 2 to compare")
+        _whole_batches("prompts_per_draw", self.prompts_per_draw or self.prompts_per_step, self.prompts_per_step)
+        _whole_batches("prompts_per_step × rollouts", self.prompts_per_step * self.rollouts, self.micro_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectRecipe:
+    """Teacher traces for the student."""
+
+    images: int = 1000
+    samples: int = 1
+    """Responses sampled per image and mode."""
+    temperature: float = 1.0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        positive(self, "images", "samples", "temperature", "batch_size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentRecipe:
+    """Distillation: sequence loss plus label-distribution loss."""
+
+    model: ModelRecipe
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    sequence_weight: float = 1.0
+    """Weight of the cross-entropy on the teacher's traces."""
+    distribution_weight: float = 1.0
+    """Weight of KL(target ‖ student's label distribution)."""
+    votes_share: float = 0.5
+    """Share of annotator votes in the target distribution, the rest is the teacher's; where there are no votes, 0."""
+    flip: bool = True
+    """Mirror half of the images, left to right."""
+    precision: Precision = "fp32"
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+        if not 0.0 <= self.votes_share <= 1.0:
+            raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
+
+
+def _whole_batches(name: str, batch: int, part: int | None) -> None:
+    if part is not None and (part < 1 or batch % part):
+        raise ConfigError(f"{name} is {batch}, not a multiple of its parts of {part}")
