@@ -54,6 +54,55 @@ def test_coarser_taxonomies_are_derived_and_share_the_split(tmp_path):
         assert len({line["split"] for key, line in lines.items() if f"/{name}/" in key}) == 1
 
 
+def test_webemo_lists_of_addresses_and_numbers(tmp_path):
+    """Lines as its authors publish them; the images as three public readers save them."""
+    source = tmp_path / "src"
+    address = "https://stock.example/jpg/01/00/{}.jpg"
+    lists = {
+        "train25.txt": [("a", 0), ("b", 24), ("gone", 3)],
+        "test25.txt": [("c", 11), ("d", 17)],
+    }
+    source.mkdir()
+    for name, rows in lists.items():
+        (source / name).write_text("".join(f"{address.format(stem)} {number}\n" for stem, number in rows))
+    for number, place in enumerate(("train25/0/a", "images/train/24/b", "images/11/c", "d")):
+        picture(source / f"{place}.jpg", number * 60)
+    lines = imported("webemo", source, tmp_path / "out", "--taxonomy", "webemo-25", "--taxonomy", "webemo-7")
+    fine = {key: (line["answer"], line["split"]) for key, line in lines.items() if "#" not in key}
+    # Positions in the alphabetical order of the 25, counted by hand.
+    assert fine == {
+        "webemo/train25/0/a.jpg": ("affection", "train"),
+        "webemo/train/24/b.jpg": ("zest", "train"),
+        "webemo/11/c.jpg": ("irritabilty", "test"),
+        "webemo/d.jpg": ("rage", "test"),
+    }
+    assert lines["webemo/d.jpg#webemo-7"]["answer"] == "anger"
+
+
+def test_webemo_lists_of_paths_with_three_numbers(tmp_path):
+    index = tmp_path / "test-images-25-6-2-category.txt"
+    index.write_text("/data/stock/images/25-category/envy/7.jpg 7 0 0\n")
+    picture(tmp_path / "images/25-category/envy/7.jpg", 1)
+    [line] = imported("webemo", index, tmp_path / "out").values()
+    assert (line["answer"], line["split"]) == ("envy", "test")
+
+
+def test_webemo_folders_named_by_numbers(tmp_path):
+    picture(tmp_path / "src/images/test25/10/x.jpg", 1)
+    picture(tmp_path / "src/images/train25/22/y.jpg", 90)
+    lines = imported("webemo", tmp_path / "src", tmp_path / "out")
+    assert [(line["answer"], line["split"]) for line in lines.values()] == [("horror", "test"), ("surprise", "train")]
+    # Other sets have no numbered classes.
+    assert run_import("fi", tmp_path / "src", tmp_path / "out2") == 1
+
+
+@pytest.mark.parametrize("text", ["https://stock.example/a.jpg\n", "https://stock.example/a.jpg 25\n", "a.jpg joy\n"])
+def test_a_broken_webemo_list_is_named(tmp_path, capsys, text):
+    (tmp_path / "train25.txt").write_text(text)
+    assert run_import("webemo", tmp_path, tmp_path / "out") == 1
+    assert "train25.txt, line 1 is" in capsys.readouterr().err
+
+
 def test_the_hierarchy_of_webemo_is_complete():
     from emocaliber.runtime.taxonomy import TAXONOMIES
     from emocaliber.train.importers.hierarchy import WEBEMO_7

@@ -72,7 +72,8 @@ IMPORTERS: dict[str, Importer] = {
         "fi", labelled_set("fi-8", "fi-2"), _FOLDERS, "FI (You et al. 2016); fi-2 is derived", options=_LINES
     ),
     "webemo": _set(
-        "webemo", labelled_set("webemo-25", "webemo-7", "webemo-2"), _FOLDERS,
+        "webemo", labelled_set("webemo-25", "webemo-7", "webemo-2", numbered=True),
+        f"folder with train25.txt and test25.txt, or one such list, {_FOLDERS}",
         "WebEmo (Panda et al. 2018); webemo-7 and webemo-2 are derived from the 25", options=_LINES,
     ),
     "unbiasedemo": _set(

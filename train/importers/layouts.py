@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.images import IMAGE_SUFFIXES
+from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .base import ImportOptions
 from .entries import Entry, Reading, copy_name, first_existing, most_voted
@@ -22,6 +23,7 @@ LABEL_COLUMNS = ("label", "emotion", "class", "category", "sentiment", "ground_t
 SPLIT_COLUMNS = ("split", "phase", "usage", "set")
 ABSTRACT_TABLE = "ABSTRACT_groundTruth.csv"
 _EMOSET_LISTS = ("train.json", "val.json", "test.json")
+_WEBEMO_LISTS = ("train25.txt", "test25.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +38,36 @@ class Labelled:
     split: str | None = None
 
 
-def labelled_set(*taxonomies: str, label_in_name: bool = False) -> Callable[[Path, ImportOptions], Reading]:
+def labelled_set(
+    *taxonomies: str, label_in_name: bool = False, numbered: bool = False
+) -> Callable[[Path, ImportOptions], Reading]:
     """Returns a reader of class folders and tables.
 
     Args:
         taxonomies: Label sets the set can be written for, the default first.
         label_in_name: Whether the class may stand in the file name, before an underscore.
+        numbered: Whether classes may be named by their position in the default taxonomy, from 0, as WebEmo does: class
+            folders ``0`` to ``24``, and lists of ``address 7`` lines.
     """
+    numbers = TAXONOMIES[taxonomies[0]].labels if numbered else ()
 
     def read(source: Path, options: ImportOptions) -> Reading:
         chosen = options.taxonomies or taxonomies[:1]
         wrong = [taxonomy for taxonomy in chosen if taxonomy not in taxonomies]
         if wrong:
             raise InputError(f"this set has no {', '.join(wrong)}; it can be written for {', '.join(taxonomies)}")
+        indexes = (source,) if source.is_file() else tuple(source / name for name in _WEBEMO_LISTS)
+        indexes = tuple(path for path in indexes if numbers and path.suffix.lower() == ".txt" and path.is_file())
+        if indexes:
+            root = indexes[0].parent
+            found = _from_indexes(indexes, (*options.images, root, root / "images"), numbers)
+            return _lines(root, found, taxonomies[0], chosen, options, indexes)
         if source.is_file():
             return _lines(source.parent, _from_table(source), taxonomies[0], chosen, options, (source,))
         lists = tuple(source / name for name in _EMOSET_LISTS if (source / name).is_file())
         if lists:
             return _lines(source, _from_lists(lists), taxonomies[0], chosen, options, lists)
-        found = _from_folders(source, chosen, label_in_name=label_in_name)
+        found = _from_folders(source, chosen, numbers, label_in_name=label_in_name)
         return _lines(source, found, taxonomies[0], chosen, options, ())
 
     return read
@@ -116,8 +129,12 @@ def _lines(
     return reading
 
 
-def _from_folders(root: Path, taxonomies: tuple[str, ...], *, label_in_name: bool) -> Iterator[Labelled]:
+def _from_folders(
+    root: Path, taxonomies: tuple[str, ...], numbers: Sequence[str], *, label_in_name: bool
+) -> Iterator[Labelled]:
     """Yields the images below ``root``; the outermost folder that is a label is one, a folder such as ``test`` a split.
+
+    A folder may also be named by the position of its label in ``numbers``.
 
     Raises:
         InputError: If an image is in no such folder, or there is no image.
@@ -126,8 +143,9 @@ def _from_folders(root: Path, taxonomies: tuple[str, ...], *, label_in_name: boo
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         parts = Path(folder).relative_to(root).parts
-        word = next((part for part in parts if find_label(part, taxonomies[0]) is not None), None)
-        split = next((SPLIT_NAMES[part.casefold()] for part in parts if part.casefold() in SPLIT_NAMES), None)
+        words = [_numbered(part, numbers) or part for part in parts]
+        word = next((word for word in words if find_label(word, taxonomies[0]) is not None), None)
+        split = next((split for part in parts if (split := SPLIT_NAMES.get(_split_word(part)))), None)
         for name in sorted(names):
             if name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
                 continue
@@ -139,6 +157,45 @@ def _from_folders(root: Path, taxonomies: tuple[str, ...], *, label_in_name: boo
             yield Labelled(path=Path(*parts, name).as_posix(), word=label, where=where, split=split)
     if empty:
         raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def _from_indexes(paths: Sequence[Path], roots: Sequence[Path], numbers: Sequence[str]) -> Iterator[Labelled]:
+    """Yields the lines of WebEmo's lists: an address or a path, a space, the position of its label; more is not read.
+
+    An address is looked for by its file name, as its readers save it: in ``train25/7/``, ``train/7/`` or ``7/``, or
+    without folders; a path by its last three, two or one parts.
+    """
+    for path in paths:
+        list_split = next((name for name in ("train", "test") if name in path.stem.casefold()), None)
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            where, words = f"{path}, line {number}", line.split()
+            if not words:
+                continue
+            label = _numbered(words[1], numbers) if len(words) > 1 else None
+            if label is None:
+                raise InputError(
+                    f"{where} is {line[:80]!r}, expected an image and a number from 0 to {len(numbers) - 1}"
+                )
+            parts = words[0].replace("\\", "/").split("/")
+            places = ["/".join(parts[-k:]) for k in (3, 2, 1)]
+            if "://" in words[0]:
+                places = [f"{folder}{parts[-1]}" for folder in _saved_in(list_split, words[1])]
+            found = next((place for place in places if any((root / place).is_file() for root in roots)), places[0])
+            yield Labelled(path=found, word=label, where=where, split=list_split)
+
+
+def _saved_in(split: str | None, number: str) -> list[str]:
+    named = [] if split is None else [f"{split}25/{number}/", f"{split}/{number}/"]
+    return [*named, f"{number}/", ""]
+
+
+def _numbered(word: str, numbers: Sequence[str]) -> str | None:
+    return numbers[int(word)] if word.isdecimal() and int(word) < len(numbers) else None
+
+
+def _split_word(folder: str) -> str:
+    """Returns the folder's name as splits are named; WebEmo's lists and folders call theirs ``train25``, ``test25``."""
+    return folder.casefold().removesuffix("25")
 
 
 def _from_table(path: Path) -> Iterator[Labelled]:
