@@ -24,6 +24,7 @@ from .stage_recipes import (
     AnnotateRecipe,
     CollectRecipe,
     ReinforceRecipe,
+    RespondRecipe,
     StudentRecipe,
     SupervisedRecipe,
     VisionRecipe,
@@ -85,6 +86,7 @@ class Recipe:
     annotate: AnnotateRecipe | None = None
     verbalize: SupervisedRecipe | None = None
     calibrate: ReinforceRecipe | None = None
+    respond: RespondRecipe = field(default_factory=RespondRecipe)
     collect: CollectRecipe | None = None
     student: StudentRecipe | None = None
     bundle: BundleRecipe | None = None

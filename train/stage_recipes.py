@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emocaliber.runtime.errors import ConfigError
+from emocaliber.runtime.grammar import Mode
 
-from .model_recipe import ModelRecipe, Precision, positive
+from .model_recipe import ModelRecipe, Precision, TrainedStage, positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,7 @@ class AnnotateRecipe:
 
     def __post_init__(self) -> None:
         positive(self, "samples", "images", "prior", "temperature", "batch_size")
-        if (self.endpoint is None) != (self.model is None):
-            raise ConfigError("endpoint and model belong together: the server's URL and the model's name there")
+        _check_endpoint(self.endpoint, self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +140,32 @@ class ReinforceRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RespondRecipe:
+    """Responses of a stage's model to held-out samples, for ``emocaliber evaluate --predictions``."""
+
+    stage: TrainedStage = "calibrate"
+    """Whose model answers."""
+    samples: str | None = None
+    """Samples file; None takes the one of ``[data]``."""
+    split: str = "test"
+    mode: Mode = "reason"
+    temperature: float = 0.7
+    """The published inference script's; 0 takes the most probable token each time."""
+    max_new_tokens: int = 1024
+    """The published inference script's."""
+    precision: Precision = "fp32"
+    batch_size: int = 32
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible server of the model (vLLM is one) that answers instead of transformers."""
+    model: str | None = None
+    """The model's name there."""
+
+    def __post_init__(self) -> None:
+        positive(self, "max_new_tokens", "batch_size")
+        _check_endpoint(self.endpoint, self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectRecipe:
     """Teacher traces for the student."""
 
@@ -178,6 +204,11 @@ class StudentRecipe:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
         if not 0.0 <= self.votes_share <= 1.0:
             raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
+
+
+def _check_endpoint(endpoint: str | None, model: str | None) -> None:
+    if (endpoint is None) != (model is None):
+        raise ConfigError("endpoint and model belong together: the server's URL and the model's name there")
 
 
 def _whole_batches(name: str, batch: int, part: int | None) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from accelerate import PartialState
 
-from emocaliber.evaluate.responders import Responder
+from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder
+from emocaliber.evaluate.responders import Drawing, Responder
 from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.evaluate.transformers_responder import TransformersResponder
 from emocaliber.runtime.errors import ArtifactError, ConfigError
@@ -20,11 +22,15 @@ from .model_recipe import Precision, TrainedStage
 from .models import DTYPES, initial, open_processor
 from .recipe import Recipe
 from .reinforce import train_reinforce
+from .respond import journaled_responses, write_responses
 from .run import Stage, finished, read_stage
-from .stage_recipes import AnnotateRecipe, ReinforceRecipe, SupervisedRecipe
+from .stage_recipes import AnnotateRecipe, ReinforceRecipe, RespondRecipe, SupervisedRecipe
 from .supervised import train_supervised
 from .vision import train_vision
 from .workspace import Workspace, load_samples
+
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable with the key of a recipe's endpoint, where it wants one."""
 
 LONGEST_RESPONSE = 512
 """Tokens a sampled response may have where a recipe does not say."""
@@ -69,7 +75,7 @@ def run_annotate(recipe: Recipe, workspace: Workspace, *, resume: bool = False) 
     if table.source == "votes":
         annotated = annotate_from_votes(load_samples(recipe, workspace, "train", source), recipe)
     else:
-        responder = _stage_one(recipe, workspace, table)
+        responder = _responder(recipe, model_after(recipe, workspace, "reason"), table, "fp32")
         samples = load_samples(recipe, workspace, "train", source)
         annotated = annotate_from_responses(
             responder, samples, recipe, mode="reason", max_new_tokens=longest_response(recipe)
@@ -113,14 +119,31 @@ def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False)
     return train_reinforce(before, processor, samples, recipe, folder, resume=resume)
 
 
+def run_respond(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
+    """Returns the file of a stage's responses to held-out samples; what its journal holds is not asked again.
+
+    The journal stays beside it, as the record of how the responses were made.
+    """
+    table = recipe.respond
+    prepare(recipe)
+    samples = load_samples(recipe, workspace, table.split, table.samples)
+    responder = _responder(recipe, model_after(recipe, workspace, table.stage), table, table.precision)
+    drawing = Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed)
+    path = workspace.responses(table.stage)
+    journal = path.with_suffix(".journal.jsonl")
+    write_responses(samples, journaled_responses(responder, samples, recipe.prompt, table.mode, drawing, journal), path)
+    return path
+
+
 STAGES: dict[str, Callable[..., Stage | Path]] = {
     "vision": run_vision,
     "reason": run_reason,
     "annotate": run_annotate,
     "verbalize": run_verbalize,
     "calibrate": run_calibrate,
+    "respond": run_respond,
 }
-"""The teacher's stages in order."""
+"""The teacher's stages in order, and what one of them answers."""
 
 
 def prepare(recipe: Recipe) -> None:
@@ -177,11 +200,14 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _stage_one(recipe: Recipe, workspace: Workspace, table: AnnotateRecipe) -> Responder:
-    before = model_after(recipe, workspace, "reason")
-    return TransformersResponder(
-        load_model(before, weights_type(recipe, "fp32")),
-        open_processor(recipe.teacher, before),
-        name=str(before),
-        batch_size=table.batch_size,
-    )
+def _responder(
+    recipe: Recipe, path: str | Path, table: AnnotateRecipe | RespondRecipe, precision: Precision
+) -> Responder:
+    """Returns the model at ``path``, or the server that the table names for it."""
+    if table.endpoint is not None:
+        assert table.model is not None
+        key = os.environ.get(API_KEY_VARIABLE)
+        return EndpointResponder(Endpoint(url=table.endpoint, model=table.model, api_key=key))
+    model = load_model(path, DTYPES[precision]).to(PartialState().device)
+    processor = open_processor(recipe.teacher, path)
+    return TransformersResponder(model, processor, name=str(path), batch_size=table.batch_size)

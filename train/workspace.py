@@ -43,6 +43,10 @@ class Workspace:
         """The exported student."""
         return self.root / "bundle"
 
+    def responses(self, stage: str) -> Path:
+        """Returns the file of what a stage's model answers to held-out samples."""
+        return self.root / f"responses-{stage}.jsonl"
+
     def stage(self, name: str) -> Path:
         """Returns the folder of a stage that trains a model: reason, verbalize, calibrate or student."""
         return self.root / name

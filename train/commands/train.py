@@ -17,6 +17,7 @@ _HELP = {
     "annotate": "confidence labels: how often the stage-1 model is right about each image",
     "verbalize": "stage 2: supervised fine-tuning on a stated confidence after the answer",
     "calibrate": "stage 3: GRPO, until the stated confidence means what it says",
+    "respond": "a stage's responses to held-out samples, for 'emocaliber evaluate --predictions'",
 }
 
 
