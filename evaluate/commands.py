@@ -17,7 +17,7 @@ from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.samples import Sample, read_samples
 
-from .comparing import compare_rows, pair_responses
+from .comparing import COMPARED, compare_rows, pair_responses
 from .official import make_official_row, responses_of, score_official
 from .predictions import Outcome, match_predictions, predict_samples, read_predictions
 from .report import render_report
@@ -29,6 +29,7 @@ from .vecbench import canonical_task
 
 _TABLE = ("acc", "f1", "kl", "ece", "brier", "auroc", "set_coverage", "set_size")
 _OVERALL = "all"
+_CONSTANT = "  constant"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,19 +189,24 @@ def _folders(arguments: argparse.Namespace) -> tuple[Path, ...]:
 
 
 def format_table(scores: dict[str, Any]) -> str:
-    """Returns the main figures as a plain text table: tasks, groups, all together, and any comparison."""
+    """Returns the main figures as a plain text table: tasks, groups, all together, and any comparison.
+
+    The row under each is what a constant for each task reaches.
+    """
     entries = [*scores["tasks"].items(), *_filled(scores["groups"]), (_OVERALL, scores["overall"])]
     columns = [name for name in _TABLE if any(figures.get(name) is not None for _, figures in entries)]
     rows = [("task", "n", *columns)]
     for name, figures in entries:
         rows.append((name, str(figures["n"]), *(_cell(figures.get(column)) for column in columns)))
+        if "baseline" in figures:
+            rows.append((_CONSTANT, "", *(_cell(figures["baseline"].get(column)) for column in columns)))
     text = _aligned(rows)
     compared = scores.get("comparison")
     if compared is None:
         return text
     names = ("this", "other", "difference", "low", "high", "p")
     rows = [("compared", *names)]
-    for name in ("acc", "brier", "ece_smooth", "auroc"):
+    for name in COMPARED:
         if compared[name] is not None:
             rows.append((name, *(_cell(compared[name][column]) for column in names)))
     return text + "\n" + _aligned(rows)
@@ -250,7 +256,7 @@ def _predict(arguments: argparse.Namespace, samples: list[Sample]) -> list[Outco
 
 def _facts(arguments: argparse.Namespace, outcomes: list[Outcome]) -> dict[str, str]:
     first = next((outcome.prediction for outcome in outcomes if outcome.prediction is not None), None)
-    source = arguments.predictions if arguments.data is None else arguments.data
+    source = arguments.data if outcomes else arguments.predictions
     facts = {"data": source.name + (f", split {arguments.split}" if arguments.split else "")}
     facts["scoring"] = arguments.scoring
     if first is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,19 +12,42 @@ from scipy.stats import binomtest
 
 from emocaliber.runtime.errors import InputError
 
-from .calibration_metrics import smooth_calibration_error
-from .intervals import bootstrap_statistic, paired_difference
-from .metrics import auroc, brier_losses
+from .intervals import RESAMPLES, resample_counts
 from .records import Comparison, Interval
 from .responses import ResponseLine
+from .row_figures import bounded, row_statistics
 from .rows import Row
+from .scalings import binary_log_losses
 
 Floats = NDArray[np.float64]
 
-_RESAMPLES = 200
 _FLIPS = 5000
-_TITLES = {"acc": "Accuracy", "brier": "Brier score", "ece_smooth": "Smooth ECE", "auroc": "AUROC"}
-_HIGHER = {"acc", "auroc"}
+_EXCHANGES = 1000
+_ANSWERS = ("acc", "f1", "macro_f1")
+_CONFIDENCE = ("brier", "log_loss", "ece", "ece_paper", "ece_smooth", "auroc", "auroc_within", "e_aurc")
+COMPARED = {
+    "acc": "Accuracy",
+    "f1": "Weighted F1",
+    "macro_f1": "Macro F1",
+    "brier": "Brier score",
+    "log_loss": "Log loss of the confidence",
+    "ece": "ECE",
+    "ece_paper": "ECE, the paper's bins",
+    "ece_smooth": "Smooth ECE",
+    "auroc": "AUROC",
+    "auroc_within": "AUROC within tasks",
+    "e_aurc": "E-AURC",
+    "nll": "Negative log likelihood",
+    "kl": "KL divergence from the votes",
+}
+"""Figures of a comparison, in order, and what a reader calls them."""
+_HIGHER = {"acc", "f1", "macro_f1", "auroc", "auroc_within"}
+_LOSSES: dict[str, Callable[[Row], float]] = {
+    "brier": lambda row: ((row.confidence or 0.0) - row.correct) ** 2,
+    "log_loss": lambda row: float(binary_log_losses(np.array([row.confidence]), np.array([row.correct]))[0]),
+    "nll": lambda row: row.nll or 0.0,
+    "kl": lambda row: row.distances["kl"] if row.distances else 0.0,
+}
 
 
 def pair_responses(
@@ -66,35 +90,77 @@ def _keyed(lines: Sequence[ResponseLine]) -> dict[tuple[str, str], ResponseLine]
 def compare_rows(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
     """Returns the differences of this run from another, this minus other; undefined ones are None.
 
-    ``acc``, ``brier``, ``ece_smooth`` and ``auroc``, each with ``this``, ``other``, ``difference``, and ``low`` and
-    ``high`` of its 95 % bootstrap interval, paired and stratified by task. ``acc`` has the ``p`` of McNemar's exact
-    test (1947), ``brier`` that of a paired sign-flip permutation test (Fisher 1935; 5,000 flips, seeded). ``n`` counts
-    pairs, ``n_confidence`` those with a confidence on both sides, of which the last three are.
+    Each of `COMPARED`, with ``this``, ``other``, ``difference``, ``low`` and ``high`` of its 95 % bootstrap interval,
+    paired and stratified by task, and ``p``. That of ``acc`` is McNemar's exact test (1947). The others are paired
+    permutation tests (Fisher 1935), seeded, in which each pair changes sides or not: means by 5,000 flips of the signs
+    of their differences, the others by 1,000 exchanges. ``n`` counts pairs, ``n_confidence`` those with a confidence on
+    both sides, of which the figures of confidence are.
 
     Args:
         pairs: This run's and the other's row for each sample, at least one.
     """
-    tasks = [this.task for this, _ in pairs]
-    mine, theirs = (np.array([pair[side].correct for pair in pairs]) for side in (0, 1))
-    result: dict[str, Any] = {"n": len(pairs)}
-    interval = paired_difference(theirs, mine, strata=tasks)
-    result["acc"] = _entry(float(mine.mean()), float(theirs.mean()), interval, mcnemar(mine, theirs))
-    sure = [pair for pair in pairs if all(row.confidence is not None for row in pair)]
-    result["n_confidence"] = len(sure)
-    if not sure:
-        return {**result, **dict.fromkeys(("brier", "ece_smooth", "auroc"))}
-    tasks = [this.task for this, _ in sure]
-    this, other = _arrays(sure, 0), _arrays(sure, 1)
-    gained, lost = brier_losses(*this), brier_losses(*other)
-    interval = paired_difference(lost, gained, strata=tasks)
-    result["brier"] = _entry(float(gained.mean()), float(lost.mean()), interval, sign_flip(gained - lost))
-    metrics: dict[str, Callable[[Floats, Floats], float | None]] = {
-        "ece_smooth": smooth_calibration_error,
-        "auroc": auroc,
-    }
-    for name, metric in metrics.items():
-        result[name] = _statistic(metric, this, other, tasks)
+    sure = [pair for pair in pairs if all(row.confidence is not None and row.answer is not None for row in pair)]
+    told = [pair for pair in pairs if all(row.nll is not None for row in pair)]
+    voted = [pair for pair in pairs if all(row.distances is not None for row in pair)]
+    parts = ((_ANSWERS, pairs), (_CONFIDENCE, sure), (("nll",), told), (("kl",), voted))
+    result: dict[str, Any] = {"n": len(pairs), "n_confidence": len(sure)}
+    for names, kept in parts:
+        result.update(_compare(kept, names) if kept else dict.fromkeys(names))
     return result
+
+
+def _compare(pairs: Sequence[tuple[Row, Row]], names: Sequence[str]) -> dict[str, dict[str, float] | None]:
+    """Returns the entries of these figures: both runs are one table of 2 N rows, of which a resample counts N."""
+    figures = row_statistics([pair[side] for side in (0, 1) for pair in pairs], names)
+    n, tasks = len(pairs), [this.task for this, _ in pairs]
+
+    def both(mine: Floats, theirs: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        return figures(np.concatenate([mine, theirs], axis=1)), figures(np.concatenate([theirs, mine], axis=1))
+
+    whole, nothing = np.ones((1, n)), np.zeros((1, n))
+    this, other = both(whole, nothing)
+    drawn: dict[str, list[Floats]] = {name: [] for name in this}
+    for counts in resample_counts(n, resamples=RESAMPLES, strata=tasks):
+        mine, theirs = both(counts, np.zeros_like(counts))
+        for name, values in drawn.items():
+            values.append(mine[name] - theirs[name])
+    chances = _chances(pairs, names, both, {name: float(this[name][0] - other[name][0]) for name in this})
+    made: dict[str, dict[str, float] | None] = dict.fromkeys(names)
+    for name, values in drawn.items():
+        first, second = float(this[name][0]), float(other[name][0])
+        if math.isnan(first) or math.isnan(second):
+            continue
+        low, high = bounded(name, first - second, np.concatenate(values), floor=-math.inf).bounds
+        entry = {"this": first, "other": second, "difference": first - second, "low": low, "high": high}
+        made[name] = {**entry, "p": chances[name]}
+    return made
+
+
+def _chances(
+    pairs: Sequence[tuple[Row, Row]],
+    names: Sequence[str],
+    both: Callable[[Floats, Floats], tuple[dict[str, Floats], dict[str, Floats]]],
+    observed: dict[str, float],
+) -> dict[str, float]:
+    """Returns the two-sided p of each figure."""
+    chances = {}
+    if "acc" in names:
+        chances["acc"] = mcnemar(*(np.array([pair[side].correct for pair in pairs]) for side in (0, 1)))
+    for name, loss in _LOSSES.items():
+        if name in names:
+            chances[name] = sign_flip(np.array([loss(this) - loss(other) for this, other in pairs]))
+    left = [name for name in observed if name not in chances]
+    if not left:
+        return chances
+    reached = dict.fromkeys(left, 0)
+    generator, block = np.random.default_rng(0), max(1, (1 << 21) // len(pairs))
+    for start in range(0, _EXCHANGES, block):
+        shape = (min(block, _EXCHANGES - start), len(pairs))
+        mine = generator.integers(0, 2, size=shape).astype(np.float64)
+        first, second = both(mine, 1 - mine)
+        for name in left:
+            reached[name] += int((np.abs(first[name] - second[name]) >= abs(observed[name]) - 1e-12).sum())
+    return {**chances, **{name: (count + 1) / (_EXCHANGES + 1) for name, count in reached.items()}}
 
 
 def comparisons(compared: dict[str, Any], other: str) -> tuple[Comparison, ...]:
@@ -105,11 +171,11 @@ def comparisons(compared: dict[str, Any], other: str) -> tuple[Comparison, ...]:
         other: What the other run is called.
     """
     made = []
-    for name, title in _TITLES.items():
+    for name, title in COMPARED.items():
         entry = compared[name]
         if entry is None:
             continue
-        chance = "" if entry["p"] is None else f" (p = {entry['p']:.2g})"
+        chance = f" (p = {entry['p']:.2g})"
         interval = Interval(estimate=entry["difference"], low=entry["low"], high=entry["high"], level=0.95)
         made.append(
             Comparison(
@@ -139,34 +205,3 @@ def sign_flip(differences: Floats, *, flips: int = _FLIPS, seed: int = 0) -> flo
         reached += int((np.abs(signs @ differences) >= observed - 1e-12).sum())
         left -= size
     return (reached + 1) / (flips + 1)
-
-
-def _arrays(pairs: Sequence[tuple[Row, Row]], side: int) -> tuple[Floats, Floats]:
-    rows = [pair[side] for pair in pairs]
-    return np.array([row.confidence for row in rows], dtype=np.float64), np.array([row.correct for row in rows])
-
-
-def _statistic(
-    metric: Callable[[Floats, Floats], float | None],
-    mine: tuple[Floats, Floats],
-    theirs: tuple[Floats, Floats],
-    tasks: Sequence[str],
-) -> dict[str, float | None] | None:
-    def difference(index: NDArray[np.int64]) -> float | None:
-        this, other = (metric(confidence[index], correct[index]) for confidence, correct in (mine, theirs))
-        return None if this is None or other is None else this - other
-
-    interval = bootstrap_statistic(difference, len(tasks), resamples=_RESAMPLES, strata=tasks)
-    this, other = metric(*mine), metric(*theirs)
-    return None if interval is None or this is None or other is None else _entry(this, other, interval, None)
-
-
-def _entry(this: float, other: float, interval: Interval, p: float | None) -> dict[str, float | None]:
-    return {
-        "this": this,
-        "other": other,
-        "difference": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "p": p,
-    }

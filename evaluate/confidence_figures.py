@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,8 @@ from .calibration_metrics import (
     half_open_calibration_error,
     smooth_calibration_error,
 )
-from .intervals import bootstrap_mean, bootstrap_statistic
-from .metrics import auroc, brier_losses, brier_score, expected_calibration_error
-from .records import Interval
+from .metrics import auroc, brier_score, expected_calibration_error
+from .scalings import binary_log_losses
 from .selective import aurc, auroc_within, excess_aurc
 
 Floats = NDArray[np.float64]
@@ -33,6 +32,8 @@ CONFIDENCE_FIGURES = (
     "brier_reliability",
     "brier_resolution",
     "brier_uncertainty",
+    "brier_within",
+    "log_loss",
     "auroc",
     "auroc_within",
     "aurc",
@@ -60,6 +61,8 @@ def confidence_figures(confidence: Floats, correct: Floats, tasks: Sequence[str]
         "brier_reliability": parts.reliability,
         "brier_resolution": parts.resolution,
         "brier_uncertainty": parts.uncertainty,
+        "brier_within": parts.within,
+        "log_loss": float(binary_log_losses(confidence, correct).mean()),
         "auroc": auroc(confidence, correct),
         "auroc_within": auroc_within(confidence, correct, names),
         "aurc": aurc(confidence, correct),
@@ -73,44 +76,3 @@ def constant_confidence(correct: Floats, tasks: Sequence[str] | NDArray[np.str_]
     rates = np.bincount(group, weights=correct) / np.bincount(group)
     constant: Floats = rates[group]
     return constant
-
-
-def confidence_intervals(
-    confidence: Floats, correct: Floats, tasks: Sequence[str], *, resamples: int = 200
-) -> dict[str, list[float]]:
-    """Returns 95 % bootstrap intervals, stratified by task, of ``brier``, ``auroc`` and ``ece_smooth`` where defined.
-
-    That of ``ece_smooth`` is recentred, see `bootstrap_statistic`.
-
-    Args:
-        confidence: (N,).
-        correct: (N,).
-        tasks: N names.
-        resamples: For the last two, which are left out with 0; the Brier score, a mean, has 2,000.
-    """
-    intervals = {"brier": list(bootstrap_mean(brier_losses(confidence, correct), strata=tasks).bounds)}
-    metrics: dict[str, Callable[[Floats, Floats], float | None]] = {
-        "auroc": auroc,
-        "ece_smooth": smooth_calibration_error,
-    }
-    for name, metric in metrics.items() if resamples else ():
-        interval = _interval(metric, confidence, correct, tasks, resamples)
-        if interval is not None:
-            intervals[name] = [min(max(end, 0.0), 1.0) for end in interval.bounds]
-    return intervals
-
-
-def _interval(
-    metric: Callable[[Floats, Floats], float | None],
-    confidence: Floats,
-    correct: Floats,
-    tasks: Sequence[str],
-    resamples: int,
-) -> Interval | None:
-    return bootstrap_statistic(
-        lambda index: metric(confidence[index], correct[index]),
-        len(confidence),
-        resamples=resamples,
-        strata=tasks,
-        recentred=metric is smooth_calibration_error,
-    )

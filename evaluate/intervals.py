@@ -14,6 +14,9 @@ from .records import Interval
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+RESAMPLES = 1000
+"""Of every interval of an evaluation; drawn with seed 0, within tasks."""
+
 _BLOCK = 1 << 22
 
 
@@ -114,8 +117,36 @@ def bootstrap_statistic(
         return None
     values = [statistic(row) for block in _draws(n, resamples, seed, strata) for row in block]
     defined = [value for value in values if value is not None]
-    drawn = np.asarray(defined or [estimate], dtype=np.float64)
-    return _interval(estimate, drawn + (estimate - drawn.mean()) if recentred else drawn, level)
+    return interval_of(estimate, np.asarray(defined, dtype=np.float64), level=level, recentred=recentred)
+
+
+def resample_counts(n: int, *, resamples: int, seed: int = 0, strata: ArrayLike | None = None) -> Iterator[Floats]:
+    """Yields blocks (B, n), ``resamples`` rows in all: how often each resample holds each of n samples.
+
+    Args:
+        n: Number of samples.
+        resamples: Number of resamples.
+        seed: Of the resampling.
+        strata: (n,), as for `bootstrap_mean`.
+    """
+    for index in _draws(n, resamples, seed, strata):
+        cells = (index + n * np.arange(len(index))[:, None]).ravel()
+        yield np.bincount(cells, minlength=len(index) * n).reshape(len(index), n).astype(np.float64)
+
+
+def interval_of(estimate: float, drawn: Floats, *, level: float = 0.95, recentred: bool = False) -> Interval:
+    """Returns an estimate with the percentile interval of its resamples.
+
+    Args:
+        estimate: On the whole sample.
+        drawn: (R,), on each resample; not a number, where it is undefined on one, is left out.
+        level: Share of them inside.
+        recentred: As for `bootstrap_statistic`.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        defined = np.array([estimate])
+    return _interval(estimate, defined + (estimate - defined.mean()) if recentred else defined, level)
 
 
 def _draws(n: int, resamples: int, seed: int, strata: ArrayLike | None = None) -> Iterator[Ints]:

@@ -150,16 +150,8 @@ def reliability_curve(
         InputError: Also if ``n_bins`` is below one.
     """
     c, q = as_confidences(confidence, correct)
-    if n_bins < 1:
-        raise InputError(f"n_bins is {n_bins}, expected at least 1")
-    # i / n and not linspace: the edges a reader would write down, so that 0.6 falls into the bin that ends at 0.6.
-    edges = np.arange(n_bins + 1, dtype=np.float64) / n_bins
-    if binning == "mass":
-        # Upper ends only are made unique: where many share the lowest confidence, they are a bin of their own.
-        ends = np.unique(np.quantile(c, edges[1:], method="inverted_cdf"))
-        edges = np.concatenate([[c.min()], ends])
+    index, edges = bin_positions(c, n_bins=n_bins, binning=binning)
     upper = edges[1:]
-    index = np.minimum(np.searchsorted(upper, c, side="left"), len(upper) - 1)
     count = np.bincount(index, minlength=len(upper))
     used = count > 0
     return ReliabilityBins(
@@ -169,6 +161,30 @@ def reliability_curve(
         confidence=np.bincount(index, weights=c, minlength=len(upper))[used] / count[used],
         correct=np.bincount(index, weights=q, minlength=len(upper))[used] / count[used],
     )
+
+
+def bin_positions(confidence: Floats, *, n_bins: int = 15, binning: Binning = "width") -> tuple[Ints, Floats]:
+    """Returns the position of the bin of each confidence (N,), and the edges (B + 1,); arguments as for the ECE.
+
+    Raises:
+        InputError: If ``n_bins`` is below one.
+    """
+    if n_bins < 1:
+        raise InputError(f"n_bins is {n_bins}, expected at least 1")
+    # i / n and not linspace: the edges a reader would write down, so that 0.6 falls into the bin that ends at 0.6.
+    edges = np.arange(n_bins + 1, dtype=np.float64) / n_bins
+    if binning == "mass":
+        # Upper ends only are made unique: where many share the lowest confidence, they are a bin of their own.
+        ends = np.unique(np.quantile(confidence, edges[1:], method="inverted_cdf"))
+        edges = np.concatenate([[confidence.min()], ends])
+    index = np.minimum(np.searchsorted(edges[1:], confidence, side="left"), len(edges) - 2)
+    return index.astype(np.int64), edges
+
+
+def half_open_positions(confidence: Floats, *, n_bins: int = 10) -> Ints:
+    """Returns the bin ``[low, high)`` of each confidence (N,), edges by ``linspace``; -1 for 1.0, which is in none."""
+    index = np.searchsorted(np.linspace(0, 1, n_bins + 1), confidence, side="right") - 1
+    return np.where(index < n_bins, index, -1).astype(np.int64)
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:

@@ -4,7 +4,7 @@ The quirks, all kept on purpose:
 
 - The prediction is the first candidate, in the order of the line, that is a *substring* of the answer: ``contentment``
   is found where ``discontentment`` was written; see `emocaliber.runtime.grammar.parse_response_official`.
-- A confidence that is no number drops its line from everything; a missing one drops it only where confidence is needed.
+- A confidence that is no number drops its line from all but ``metric.log``; a missing one only from what needs it.
 - The accuracy of a group is over the samples that have a confidence, its F1 over all.
 - Confidences are clipped to [0, 1]; the ECE's last bin leaves out 1.0, which counts in the denominator.
 - ``overall`` looks for the candidates, as spelt, in the whole lower-cased response, reasoning included: a reasoning
@@ -18,17 +18,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from sklearn.metrics import f1_score, roc_auc_score
 
-from emocaliber.runtime.grammar import parse_response_official, render_response
+from emocaliber.runtime.grammar import official_answer, parse_response_official, render_response
 
+from .baseline import constant_figures
 from .calibration_metrics import half_open_calibration_error
 from .confidence_figures import constant_confidence
-from .metrics import auroc, brier_score, f1_scores
+from .metrics import brier_score
 from .predictions import Outcome
 from .responses import ResponseLine
+from .row_figures import BOOTSTRAP, row_intervals
 from .rows import Row, right_label
 from .vecbench import GROUPS, canonical_task, group_of
 
@@ -50,81 +53,92 @@ class OfficialLine:
     """The prediction of the overall row: the first candidate, as spelt, in the whole lower-cased response."""
     confidence: float | None
     """Any float, not a number included; None where there is none."""
+    dropped: bool
+    """Whether its confidence is no number, so that only ``metric.log`` has the line."""
     source: ResponseLine
     """Where it was read."""
 
 
-def read_official(lines: Sequence[ResponseLine]) -> tuple[list[OfficialLine], int]:
-    """Returns the lines that the published scripts keep, in order, and how many they drop."""
-    kept = []
-    for line in lines:
-        if line.response is None:
-            continue
-        response = parse_response_official(line.response, line.candidates)
-        if response is None:
-            continue
-        lowered = line.response.lower()
-        kept.append(
-            OfficialLine(
-                task=canonical_task(line.task),
-                truth=line.ground_truth.lower(),
-                answer=response.answer,
-                anywhere=next((candidate for candidate in line.candidates if candidate in lowered), "unknown"),
-                confidence=response.confidence,
-                source=line,
-            )
-        )
-    return kept, len(lines) - len(kept)
+def read_official(lines: Sequence[ResponseLine]) -> list[OfficialLine]:
+    """Returns the lines that hold a response, in order: those of images that failed are set aside first."""
+    return [_read(line, line.response) for line in lines if line.response is not None]
+
+
+def _read(line: ResponseLine, text: str) -> OfficialLine:
+    response = parse_response_official(text, line.candidates)
+    lowered = text.lower()
+    return OfficialLine(
+        task=canonical_task(line.task),
+        truth=line.ground_truth.lower(),
+        answer=official_answer(text, line.candidates),
+        anywhere=next((candidate for candidate in line.candidates if candidate in lowered), "unknown"),
+        confidence=None if response is None else response.confidence,
+        dropped=response is None,
+        source=line,
+    )
 
 
 def score_official(lines: Sequence[ResponseLine]) -> dict[str, Any]:
-    """Returns ``{"scoring", "tasks", "groups", "overall", "dropped"}``, ready for JSON; undefined figures are None.
+    """Returns ``{"scoring", "bootstrap", "tasks", "groups", "overall", "metric_log", "errors", "dropped"}`` for JSON.
+
+    Undefined figures are None. The scripts score twice: all responses, into ``metric.log`` (``metric_log`` here), from
+    which the paper's accuracy and F1 of the tasks come, then those whose confidence can be read, into
+    ``metric_conf.log``, which all other figures here are. ``errors`` counts lines without a response, ``dropped`` these
+    and the lines whose confidence is no number.
 
     ``groups`` has all three groups. Their ``acc`` is pooled, as the scripts log it; ``acc_task_mean`` is the mean over
-    tasks, as the paper prints it. ``thresholds`` lists ``acc``, ``f1`` and ``coverage`` from each threshold up.
-    ``baseline`` are the figures of the constant confidence of each task. Tasks have the groups' figures too, which the
-    scripts do not give, but for their ``acc``, which is over all samples, confidence or not.
+    tasks, as the paper prints it. ``thresholds`` lists ``acc``, ``f1`` and ``coverage`` from each threshold up. Tasks
+    have the groups' figures too, which the scripts do not give, but for their ``acc``, which is over all samples,
+    confidence or not. ``baseline`` and ``intervals`` are as in strict scoring.
     """
-    kept, dropped = read_official(lines)
-    tasks = {task: _task([line for line in kept if line.task == task]) for task in dict.fromkeys(x.task for x in kept)}
+    read = read_official(lines)
+    kept = [line for line in read if not line.dropped]
+    tasks = {task: _figures(members, "acc") for task, members in _by_task(kept).items()}
     groups = {}
     for group in GROUPS:
-        members = [line for line in kept if group_of(line.task) == group]
         of_group = [figures for task, figures in tasks.items() if group_of(task) == group]
+        members = [line for line in kept if group_of(line.task) == group]
         means = {f"{name}_task_mean": _mean([figures[name] for figures in of_group]) for name in ("acc", "f1")}
-        groups[group] = {**_group(members), **means, "thresholds": [_from(members, t) for t in THRESHOLDS]}
+        thresholds = [_from(members, threshold) for threshold in THRESHOLDS]
+        groups[group] = {**_figures(members, "acc_stating"), **means, "thresholds": thresholds}
     return {
         "scoring": "official",
+        "bootstrap": BOOTSTRAP,
         "tasks": tasks,
         "groups": groups,
-        "overall": {
-            "acc": _mean([line.anywhere == line.truth for line in kept]),
-            "f1": _weighted_f1([line.anywhere for line in kept], [line.truth for line in kept]),
-            "n": len(kept),
-            "n_confidence": sum(line.confidence is not None for line in kept),
+        "overall": {**_overall(kept), "n_confidence": sum(line.confidence is not None for line in kept)},
+        "metric_log": {
+            "tasks": {task: _answers(members) for task, members in _by_task(read).items()},
+            "overall": _overall(read),
         },
-        "dropped": dropped,
+        "errors": len(lines) - len(read),
+        "dropped": len(lines) - len(kept),
     }
+
+
+def _by_task(lines: Sequence[OfficialLine]) -> dict[str, list[OfficialLine]]:
+    return {name: [line for line in lines if line.task == name] for name in dict.fromkeys(line.task for line in lines)}
 
 
 def make_official_row(line: ResponseLine) -> Row | None:
     """Returns the line for report and comparison, or None where it is dropped.
 
-    ``unknown`` is no answer; the confidence is clipped, and none where it is not a number.
+    The answer may be ``unknown``; the confidence is clipped, and none where it is not a number.
     """
-    kept, _ = read_official([line])
-    if not kept:
-        return None
-    [read] = kept
-    stated = math.nan if read.confidence is None else read.confidence
+    read = read_official([line])
+    return _row(read[0]) if read and not read[0].dropped else None
+
+
+def _row(line: OfficialLine) -> Row:
+    stated = math.nan if line.confidence is None else line.confidence
     return Row(
-        task=read.task,
-        labels=tuple(candidate.lower() for candidate in line.candidates),
-        right=read.truth,
-        answer=None if read.answer == "unknown" else read.answer,
+        task=line.task,
+        labels=tuple(candidate.lower() for candidate in line.source.candidates),
+        right=line.truth,
+        answer=line.answer,
         confidence=None if math.isnan(stated) else min(max(stated, 0.0), 1.0),
-        image=line.image,
-        text=line.response,
+        image=line.source.image,
+        text=line.source.response,
     )
 
 
@@ -155,23 +169,44 @@ def responses_of(outcomes: Sequence[Outcome]) -> list[ResponseLine]:
     return lines
 
 
-def _task(lines: Sequence[OfficialLine]) -> dict[str, Any]:
-    return {**_group(lines), "acc": _mean([line.answer == line.truth for line in lines])}
-
-
-def _group(lines: Sequence[OfficialLine]) -> dict[str, Any]:
+def _figures(lines: Sequence[OfficialLine], accuracy: Literal["acc", "acc_stating"]) -> dict[str, Any]:
+    """Returns the figures of a task, whose accuracy is over all lines, or of a group, over those with a confidence."""
     stating = [line for line in lines if line.confidence is not None]
     confidence = np.clip(np.array([line.confidence for line in stating], dtype=np.float64), 0, 1)
     correct = np.array([line.answer == line.truth for line in stating], dtype=np.float64)
-    constant = constant_confidence(correct, [line.task for line in stating]) if stating else correct
+    judged = lines if accuracy == "acc" else stating
+    figures = {**_answers(lines), "acc": _accuracy(judged), **_calibration(confidence, correct)}
+    rows, sure = [_row(line) for line in lines], [row for row in map(_row, stating) if row.confidence is not None]
+    intervals = row_intervals(rows, {"f1": figures["f1"]}) if rows else {}
+    if judged:
+        intervals |= row_intervals([_row(line) for line in judged], {"acc": figures["acc"]})
+    if len(sure) == len(stating) > 0:
+        paper = row_intervals(sure, {"ece_paper": figures["ece"], "brier": figures["brier"], "auroc": figures["auroc"]})
+        intervals |= {"ece" if name == "ece_paper" else name: bounds for name, bounds in paper.items()}
+    constant = constant_figures(rows, None) if rows else {}
     return {
-        "acc": _mean(correct),
-        "f1": _f1(lines),
-        **_calibration(confidence, correct),
-        "n": len(lines),
+        **figures,
         "n_confidence": len(stating),
         "mean_confidence": _mean(confidence),
-        "baseline": _calibration(constant, correct),
+        "baseline": {
+            "acc": constant.get("acc"),
+            "f1": constant.get("f1"),
+            **_calibration(constant_confidence(correct, [line.task for line in stating]), correct),
+        },
+        "intervals": intervals,
+    }
+
+
+def _answers(lines: Sequence[OfficialLine]) -> dict[str, Any]:
+    return {"acc": _accuracy(lines), "f1": _f1(lines), "n": len(lines)}
+
+
+def _overall(lines: Sequence[OfficialLine]) -> dict[str, Any]:
+    found, truths = [line.anywhere for line in lines], [line.truth for line in lines]
+    return {
+        "acc": _mean([line.anywhere == line.truth for line in lines]),
+        "f1": _weighted_f1(found, truths),
+        "n": len(lines),
     }
 
 
@@ -187,17 +222,22 @@ def _calibration(confidence: Any, correct: Any) -> dict[str, float | None]:
     ece = half_open_calibration_error(np.where(missing, 1.0, confidence), correct)
     if missing.any():
         return {"ece": ece, "brier": None, "auroc": None}
-    return {"ece": ece, "brier": brier_score(confidence, correct), "auroc": auroc(confidence, correct)}
+    area = float(roc_auc_score(correct, confidence)) if 0 < correct.mean() < 1 else None
+    return {"ece": ece, "brier": brier_score(confidence, correct), "auroc": area}
 
 
 def _from(lines: Sequence[OfficialLine], threshold: float) -> dict[str, float | None]:
     sure = [line for line in lines if line.confidence is not None and line.confidence >= threshold]
     return {
         "threshold": threshold,
-        "acc": _mean([line.answer == line.truth for line in sure]),
+        "acc": _accuracy(sure),
         "f1": _f1(sure),
         "coverage": len(sure) / len(lines) if lines else None,
     }
+
+
+def _accuracy(lines: Sequence[OfficialLine]) -> float | None:
+    return _mean([line.answer == line.truth for line in lines])
 
 
 def _f1(lines: Sequence[OfficialLine]) -> float | None:
@@ -207,8 +247,7 @@ def _f1(lines: Sequence[OfficialLine]) -> float | None:
 def _weighted_f1(answers: Sequence[str], truths: Sequence[str]) -> float | None:
     if not truths:
         return None
-    names = {label: position for position, label in enumerate(dict.fromkeys((*truths, *answers)))}
-    return f1_scores([names[answer] for answer in answers], [names[truth] for truth in truths])[1]
+    return float(f1_score(truths, answers, average="weighted", zero_division=0.0))
 
 
 def _mean(values: Any) -> float | None:

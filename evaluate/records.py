@@ -63,6 +63,8 @@ class StageResult:
     """Metric name to value, None where undefined; names as `summarise` gives them, and ``seconds``."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Metric name to both ends of its interval."""
+    baseline: dict[str, float | None] = field(default_factory=dict)
+    """Metric name to what a constant for each task reaches, as far as it is known."""
     confidence: Floats
     """(N,), in [0, 1], for the reliability diagram."""
     correct: Floats

@@ -7,6 +7,7 @@ that comes from data is escaped.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,15 +16,21 @@ from .metrics import reliability_curve
 from .records import Comparison, CoverageRow, Example, ReportData, StageResult
 from .report_sections import baseline_section, benchmark_section, confusion_section, risk_section, series_key
 
-_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
+Column = tuple[str, str, str, bool | None]
+"""Metric name, heading, format, and whether higher is better (None: no better or worse)."""
+
+_COLUMNS: tuple[Column, ...] = (
     ("accuracy", "accuracy", "{:.1%}", True),
     ("bayes_accuracy", "best possible", "{:.1%}", None),
     ("f1", "F1", "{:.3f}", True),
+    ("macro_f1", "F1, macro", "{:.3f}", True),
     ("kl", "KL, nats", "{:.3f}", False),
     ("ece", "ECE", "{:.3f}", False),
     ("ece_smooth", "ECE, smooth", "{:.3f}", False),
     ("brier", "Brier", "{:.3f}", False),
+    ("brier_skill", "Brier skill", "{:.3f}", True),
     ("auroc", "AUROC", "{:.3f}", True),
+    ("auroc_within", "AUROC, within tasks", "{:.3f}", True),
     ("e_aurc", "E-AURC", "{:.3f}", False),
     ("nll", "NLL, nats", "{:.3f}", False),
     ("verbalized_brier", "Brier, verbalised", "{:.3f}", False),
@@ -31,15 +38,46 @@ _COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("n", "n", "{:,.0f}", None),
     ("seconds", "seconds", "{:,.0f}", None),
 )
-"""Metric name, heading, format, and whether higher is better (None: no better or worse)."""
+_MORE: tuple[Column, ...] = (
+    ("ece_paper", "ECE, paper's bins", "{:.3f}", False),
+    ("ece_equal_mass", "ECE, equal mass", "{:.3f}", False),
+    ("ece_debiased", "ECE, debiased", "{:.3f}", False),
+    ("ece_classwise", "ECE, classwise", "{:.3f}", False),
+    ("log_loss", "log loss", "{:.3f}", False),
+    ("brier_reliability", "Brier: reliability", "{:.4f}", False),
+    ("brier_resolution", "resolution", "{:.4f}", True),
+    ("brier_uncertainty", "uncertainty", "{:.4f}", None),
+    ("brier_within", "within bins", "{:.4f}", None),
+    ("aurc", "AURC", "{:.3f}", False),
+)
+_VOTES: tuple[Column, ...] = (
+    ("js", "JS, nats", "{:.3f}", False),
+    ("chebyshev", "Chebyshev", "{:.3f}", False),
+    ("clark", "Clark", "{:.3f}", False),
+    ("canberra", "Canberra", "{:.3f}", False),
+    ("cosine", "cosine", "{:.3f}", True),
+    ("intersection", "intersection", "{:.3f}", True),
+)
+_SETS: tuple[Column, ...] = (
+    ("set_target", "asked coverage", "{:.0%}", None),
+    ("set_coverage", "observed coverage", "{:.1%}", None),
+    ("set_size", "mean size", "{:.2f}", None),
+)
 
 _GLOSSARY = {
     "accuracy": "share of images whose most probable label is the right one",
     "best possible": "Bayes accuracy: what a classifier that knew the true distribution would reach",
-    "F1": "F1 of each label, weighted by how often it is right",
+    "F1": "F1 of each label, weighted by how often it is right; macro: every label counts the same",
+    "constant": "what reaches who knows only the task: its most frequent label, its accuracy as confidence, the "
+    "frequencies of its labels as distribution and as prediction set",
     "KL": "distance of the predicted from the true distribution; 0 is equal",
     "ECE": "expected calibration error: how far stated confidence is from observed accuracy, on average over the bins",
     "ECE, smooth": "the same without bins, by a kernel whose width the error itself chooses",
+    "ECE, paper's bins": "ten bins that leave out a confidence of exactly 1",
+    "ECE, debiased": "root mean square over bins of equal mass, less what chance alone adds",
+    "Brier skill": "1 less the Brier score over that of the constant; below 0 is worse than the constant",
+    "Brier: reliability, resolution, uncertainty": "its parts: gap of the bins, spread of the bins, score of the mean",
+    "log loss": "negative log likelihood of the confidence being right or wrong, nats",
     "Brier": "squared error of the confidence against being right; lower is better, and no bluff lowers it",
     "AUROC": "chance that a right answer has a higher confidence than a wrong one; 0.5 is guessing",
     "E-AURC": "errors among the surest answers beyond those of the best order of the same answers; 0 is best",
@@ -54,6 +92,9 @@ def render_report(data: ReportData) -> str:
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     sections = [
         _stages(data.stages, data.ranked),
+        _folded("More ways to look at the confidence", _MORE, data),
+        _folded("More distances to the votes", _VOTES, data),
+        _folded("Prediction sets", _SETS, data),
         _reliability(data.stages),
         _comparisons(data.comparisons),
         benchmark_section(data.benchmark),
@@ -88,12 +129,29 @@ def _facts(facts: dict[str, str]) -> str:
 
 
 def _stages(stages: tuple[StageResult, ...], ranked: bool) -> str:
-    columns = [column for column in _COLUMNS if any(stage.metrics.get(column[0]) is not None for stage in stages)]
-    if not stages or not columns:
+    table = _table(_COLUMNS, stages, ranked, "Results table")
+    if not table:
+        return ""
+    hints = ["Small print under a number is its bootstrap interval"]
+    if any(stage.baseline for stage in stages):
+        hints.append("under it, in brackets, what a constant for each task reaches")
+    if ranked:
+        hints.append("green is the best of a column")
+    return f'<section><h2>Results</h2>\n<p class="hint">{"; ".join(hints)}.</p>\n{table}</section>'
+
+
+def _folded(title: str, columns: Sequence[Column], data: ReportData) -> str:
+    table = _table(columns, data.stages, data.ranked, title)
+    return table and f'<details class="more"><summary>{escape(title)}</summary>{table}</details>'
+
+
+def _table(columns: Sequence[Column], stages: tuple[StageResult, ...], ranked: bool, name: str) -> str:
+    """Returns the stages against those columns that one of them has; empty without any."""
+    columns = [column for column in columns if any(stage.metrics.get(column[0]) is not None for stage in stages)]
+    if not columns:
         return ""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for _, title, _, _ in columns)
     best = {name: _best(stages, name, higher if ranked else None) for name, _, _, higher in columns}
-    marked = "; green is the best of a column" if ranked else ""
     body = []
     for stage in stages:
         cells = "".join(_cell(stage, name, form, best[name]) for name, _, form, _ in columns)
@@ -101,11 +159,9 @@ def _stages(stages: tuple[StageResult, ...], ranked: bool) -> str:
             f'<tr><th scope="row">{escape(stage.title)}<small>{escape(stage.mode)} mode</small></th>{cells}</tr>'
         )
     return (
-        '<section><h2>Results</h2>\n<p class="hint">Small print under a number is its bootstrap interval'
-        f"{marked}.</p>\n"
-        '<div class="card scroll" tabindex="0" role="region" aria-label="Results table"><table>'
+        f'<div class="card scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table>'
         f'<thead><tr><th scope="col">{"stage" if ranked else "task"}</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div></section>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -122,8 +178,10 @@ def _cell(stage: StageResult, name: str, form: str, best: float | None) -> str:
         return '<td><span class="open">&ndash;</span></td>'
     bounds = stage.intervals.get(name)
     small = "" if bounds is None else f"<small>{form.format(bounds[0])} &ndash; {form.format(bounds[1])}</small>"
+    constant = stage.baseline.get(name)
+    beside = "" if constant is None else f'<small class="constant">[{form.format(constant)}]</small>'
     kind = ' class="best"' if value == best else ""
-    return f"<td><span{kind}>{form.format(value)}</span>{small}</td>"
+    return f"<td><span{kind}>{form.format(value)}</span>{small}{beside}</td>"
 
 
 def _reliability(stages: tuple[StageResult, ...]) -> str:
@@ -156,8 +214,7 @@ def _comparisons(comparisons: tuple[Comparison, ...]) -> str:
     return (
         "<section><h2>Did it get better?</h2>\n"
         '<p class="hint">Paired on the same images: an interval that does not reach zero is a difference.</p>\n'
-        + "".join(_comparison(comparison) for comparison in comparisons)
-        + "</section>"
+        f'<div class="comparisons">{"".join(map(_comparison, comparisons))}</div></section>'
     )
 
 

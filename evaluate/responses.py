@@ -11,7 +11,8 @@ from typing import Any
 from emocaliber.runtime.errors import InputError
 
 RESPONSE_KEYS = ("task", "ground_truth", "candidates", "response")
-"""Keys by which a line is known; others are allowed and, but for ``id``, ``image``, ``images``, ``error``, not read."""
+"""Keys by which a line is known. Others that are read: ``id``, ``error``, what names the image, and ``original_data``,
+which the published inference script wraps the line of an image that failed in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def holds_responses(path: Path) -> bool:
         mapping = json.loads(first)
     except json.JSONDecodeError:
         return False
-    return isinstance(mapping, dict) and "ground_truth" in mapping
+    return isinstance(mapping, dict) and ("ground_truth" in mapping or "original_data" in mapping)
 
 
 def read_responses(path: Path) -> list[ResponseLine]:
@@ -75,6 +76,8 @@ def _parse(line: str, where: str) -> ResponseLine:
     if not isinstance(mapping, Mapping):
         raise InputError(f"{where}: not a response line: expected an object with {', '.join(RESPONSE_KEYS)}")
     failed = mapping.get("error") is not None
+    if failed and isinstance(mapping.get("original_data"), Mapping):
+        mapping = mapping["original_data"]
     missing = [key for key in RESPONSE_KEYS if key not in mapping and not (failed and key == "response")]
     if missing:
         raise InputError(f"{where}: not a response line: it has no {', '.join(missing)}")
@@ -96,9 +99,20 @@ def _parse(line: str, where: str) -> ResponseLine:
 
 
 def _image(mapping: Mapping[str, Any]) -> str | None:
-    """Returns the image of ``image``, or the first of ``images``, as paths or as ms-swift's ``{"path": ...}``."""
-    named = mapping.get("image") or mapping.get("images")
+    """Returns the image of ``image``, the first of ``images``, or that of the conversation, as VECBench has it.
+
+    Each may be a path or ms-swift's ``{"path": ...}``.
+    """
+    named = mapping.get("image") or mapping.get("images") or _pictures(mapping)
     first = named[0] if isinstance(named, list) and named else named
     if isinstance(first, Mapping):
         first = first.get("path")
-    return first if isinstance(first, str) else None
+    return first.removeprefix("file://") if isinstance(first, str) else None
+
+
+def _pictures(mapping: Mapping[str, Any]) -> list[Any]:
+    """Returns what the parts ``{"type": "image", "image": ...}`` of the turns name."""
+    turns = mapping.get("conversations") or mapping.get("messages")
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part["image"] for part in parts if isinstance(part, Mapping) and "image" in part]

@@ -40,6 +40,8 @@ class Row:
     """Negative log likelihood of the right label, nats."""
     distances: dict[str, float] | None = None
     """`DISTANCES` of the prediction to the votes or posterior, where these are known."""
+    known: tuple[float, ...] | None = None
+    """The votes or posterior, in the order of `labels`."""
     bayes: float | None = None
     """Largest true probability, likewise."""
     covered: float | None = None
@@ -98,6 +100,7 @@ def make_row(outcome: Outcome) -> Row | None:
         predicted=predicted,
         nll=negative_log_likelihood([predicted], [labels.index(right)]),
         distances=None if known is None else {name: f([known], [predicted]) for name, f in DISTANCES.items()},
+        known=None if known is None else tuple(known),
         bayes=None if known is None else bayes_accuracy([known]),
         covered=float(right in chosen),
         set_size=float(len(chosen)),

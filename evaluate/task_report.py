@@ -75,6 +75,10 @@ def build_report(
     tasks = list(scores["tasks"])
     stages = [_stage(task, scores["tasks"][task], [row for row in rows if row.task == task], mode) for task in tasks]
     if len(tasks) > 1:
+        for group, figures in scores["groups"].items():
+            members = [row for row in rows if group_of(row.task) == group]
+            if len({row.task for row in members}) > 1:
+                stages.append(_stage(group, figures, members, mode))
         stages.append(_stage("all tasks", scores["overall"], rows, mode))
     compared = scores.get("comparison")
     return ReportData(
@@ -100,8 +104,15 @@ def _notes(rows: Sequence[Row], scores: dict[str, Any], outcomes: Sequence[Outco
     missing = sum(row.answer is None for row in rows)
     if missing:
         notes.append(f"{missing} of {len(rows)} samples have no answer.")
+    if scores.get("errors"):
+        notes.append(f"{scores['errors']} lines say that the model failed on their image.")
     if scores.get("dropped"):
         notes.append(f"{scores['dropped']} lines were dropped: their confidence is no number, or they hold an error.")
+    notes.append(
+        "Intervals: 95 %, {resamples:,} bootstrap resamples drawn within tasks, seed {seed}.".format(
+            **scores["bootstrap"]
+        )
+    )
     if scores["scoring"] == "official":
         notes.append(
             "The accuracy and F1 of all tasks are those of the scripts' overall row, which looks for candidates "
@@ -115,7 +126,8 @@ def _notes(rows: Sequence[Row], scores: dict[str, Any], outcomes: Sequence[Outco
 def _benchmark(scores: dict[str, Any]) -> list[BenchmarkRow]:
     """Returns the tasks of VECBench under their groups, with the paper's figures; empty for other tasks."""
     made = []
-    by_name = {canonical_task(task): figures for task, figures in scores["tasks"].items()}
+    of_tasks = scores.get("metric_log", scores)["tasks"]
+    by_name = {canonical_task(task): figures for task, figures in of_tasks.items()}
     for group in GROUPS:
         members = [task for task in by_name if group_of(task) == group]
         if not members:
@@ -204,9 +216,12 @@ def _mistake(row: Row, folders: Sequence[Path]) -> Example:
 
 def _picture(image: str | None, folders: Sequence[Path]) -> bytes:
     """Returns the thumbnail, or no bytes where the image is not at hand: predictions may come from another machine."""
-    for folder in folders if image is not None else ():
+    parts = () if image is None else Path(image).parts
+    # The leading folders may be those of another machine; the last one stays, so that equal file names do not mix.
+    tried = dict.fromkeys(folder.joinpath(*parts[k:]) for k in range(max(1, len(parts) - 1)) for folder in folders)
+    for place in tried if parts else ():
         try:
-            return thumbnail(str(folder / str(image)))
+            return thumbnail(str(place))
         except InputError:
             continue
     return b""
@@ -265,6 +280,7 @@ def _stage(title: str, figures: dict[str, Any], rows: Sequence[Row], mode: Any) 
         mode=mode,
         metrics={renamed.get(name, name): value for name, value in figures.items() if _is_figure(value)},
         intervals={renamed.get(name, name): (low, high) for name, (low, high) in figures.get("intervals", {}).items()},
+        baseline={renamed.get(name, name): value for name, value in figures.get("baseline", {}).items()},
         confidence=confidence,
         correct=correct,
     )

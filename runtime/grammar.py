@@ -193,8 +193,12 @@ def parse_response_official(text: str, candidates: Sequence[str]) -> Response | 
             confidence = float(stated.group(1).replace("{", "").replace("}", ""))
         except ValueError:
             return None
+    return Response(answer=official_answer(text, candidates), confidence=confidence, reasoning=None)
+
+
+def official_answer(text: str, candidates: Sequence[str]) -> str:
+    """Returns the answer of `parse_response_official`, whatever the confidence is."""
     lowered = text.lower()
     answered = _OFFICIAL_ANSWER.search(lowered)
     searched = answered.group(1) if answered and answered.group(1) else lowered
-    answer = next((candidate.lower() for candidate in candidates if candidate.lower() in searched), "unknown")
-    return Response(answer=answer, confidence=confidence, reasoning=None)
+    return next((candidate.lower() for candidate in candidates if candidate.lower() in searched), "unknown")

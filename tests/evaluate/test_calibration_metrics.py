@@ -14,7 +14,6 @@ from emocaliber.evaluate.calibration_metrics import (
 from emocaliber.evaluate.confidence_figures import (
     CONFIDENCE_FIGURES,
     confidence_figures,
-    confidence_intervals,
     constant_confidence,
 )
 from emocaliber.evaluate.selective import aurc, auroc_within, excess_aurc, risk_coverage_curve
@@ -127,14 +126,6 @@ def test_auroc_within_tasks_by_hand():
     assert auroc_within([0.5, 0.5], [1, 0], ["a", "b"]) is None
     with pytest.raises(InputError, match="tasks have shape"):
         auroc_within([0.5, 0.5], [1, 0], ["a"])
-
-
-def test_the_interval_of_a_small_error_holds_its_estimate():
-    generator = np.random.default_rng(3)
-    c = generator.random(150)
-    q = (generator.random(150) < c).astype(float)
-    low, high = confidence_intervals(c, q, ["a"] * 150)["ece_smooth"]
-    assert 0 <= low < smooth_calibration_error(c, q) < high < 0.2
 
 
 def test_the_constant_has_pooled_auroc_but_none_within():

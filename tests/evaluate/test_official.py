@@ -57,6 +57,16 @@ def score(path, rows):
         ("joy<confidence>0.3\n</confidence>", "joy", None),
         ("joy<confidence>0.3", "joy", None),
         ("joy<confidence>inf</confidence>", "joy", float("inf")),
+        ("joy<confidence>1_0</confidence>", "joy", 10.0),
+        ("joy<confidence>0.5\n</confidence><confidence>0.7</confidence>", "joy", 0.7),
+        ("joy<confidence>0.5<confidence>", "joy", None),
+        # Within other words; in capitals; nested tags; separators that are no newline.
+        ("<answer>enjoyment</answer>", "joy", None),
+        ("<answer>SADNESS.</answer>", "sadness", None),
+        ("<answer><answer>anger</answer></answer>", "anger", None),
+        ("<answer>no\u2028anger</answer>", "anger", None),
+        # The first on one line counts, empty or not; then the whole text is searched.
+        ("<think>joy <answer></answer></think><answer>anger</answer>", "joy", None),
     ],
 )
 def test_what_is_read_from_a_response(text, answer, confidence):
@@ -64,7 +74,7 @@ def test_what_is_read_from_a_response(text, answer, confidence):
     assert (response.answer, response.confidence) == (answer, confidence)
 
 
-@pytest.mark.parametrize("stated", ["high", "", "0.8.1", "80%", "{}"])
+@pytest.mark.parametrize("stated", ["high", "", "0.8.1", "80%", "{}", "0,9", "0.9 (sure)"])
 def test_a_confidence_that_is_no_number_drops_the_line(stated):
     assert parse_response_official(f"<answer>joy</answer><confidence>{stated}</confidence>", JOYS) is None
 
@@ -127,6 +137,33 @@ def test_every_figure_by_hand(tmp_path):
     # Overall, anywhere in the response: joy right, anger wrong, nothing found wrong, joy right, sadness right,
     # sadness before anger in the list: wrong, sadness wrong, joy right: 4 of 8.
     assert (result["overall"]["acc"], result["overall"]["n"]) == (0.5, 8)
+
+
+def test_metric_log_keeps_what_the_confidence_drops(tmp_path):
+    rows = [
+        line("FI-8", "joy", tagged("joy", "0.9")),
+        line("FI-8", "joy", tagged("anger", "0.5")),
+        line("FI-8", "sadness", tagged("sadness", "sure")),  # kept only before confidences are read
+        {**line("FI-8", "joy", ""), "error": ""},  # an empty error is one
+    ]
+    result = score(tmp_path / "p.jsonl", rows)
+    assert (result["errors"], result["dropped"]) == (1, 2)
+    assert (result["tasks"]["FI-8"]["acc"], result["tasks"]["FI-8"]["n"]) == (0.5, 2)
+    logged = result["metric_log"]["tasks"]["FI-8"]
+    # joy TP 1 FN 1: 2/3, support 2; sadness 1, support 1; anger without support.
+    assert logged == {"acc": pytest.approx(2 / 3), "f1": pytest.approx((2 * 2 / 3 + 1) / 3), "n": 3}
+    # Anywhere: joy, anger, sadness.
+    assert result["metric_log"]["overall"]["acc"] == pytest.approx(2 / 3)
+    assert result["overall"]["acc"] == 0.5
+
+
+def test_intervals_and_constant_beside_official_figures(tmp_path):
+    rows = [line("FI-2", "joy", tagged(answer, c)) for answer in ("joy", "joy", "anger") for c in ("0.9", "0.4", "0.7")]
+    task = score(tmp_path / "p.jsonl", rows)["tasks"]["FI-2"]
+    assert set(task["intervals"]) == {"acc", "f1", "ece", "brier", "auroc"}
+    assert task["intervals"]["acc"][0] < 2 / 3 < task["intervals"]["acc"][1]
+    assert task["baseline"]["acc"] == 1.0
+    assert task["baseline"]["brier"] == pytest.approx(2 / 9)
 
 
 def test_overall_looks_for_candidates_as_spelt(tmp_path):

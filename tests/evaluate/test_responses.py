@@ -79,6 +79,58 @@ def test_official_scoring_of_the_same_lines(tmp_path):
     assert result["tasks"]["WebEmo-2"]["acc"] == 1.0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_failed_images_of_the_published_inference_are_counted(tmp_path, first):
+    """It writes only what it was given and the error; a line of an earlier version has its fields beside the error."""
+    asked = {"conversations": [], "task": "FI-2", "ground_truth": "positive", "candidates": ["positive", "negative"]}
+    failed = {"original_data": asked, "error": "cannot identify image file"}
+    rows = [failed, *ROWS] if first else [*ROWS, failed]
+    strict = evaluate(tmp_path, rows)
+    assert (strict["errors"], strict["overall"]["n"]) == (2, 8)
+    # Of FI-2 one in three is right now, and two in three have an answer.
+    assert strict["tasks"]["FI-2"]["acc"] == pytest.approx(1 / 3)
+    assert strict["tasks"]["FI-2"]["parse_rate"] == pytest.approx(2 / 3)
+    published = evaluate(tmp_path, rows, "--scoring", "official")
+    assert (published["errors"], published["dropped"]) == (2, 2)
+    assert published["tasks"]["FI-2"]["acc"] == 0.5
+
+
+def test_constant_of_each_task_by_hand(tmp_path):
+    constant = evaluate(tmp_path, ROWS)["overall"]["baseline"]
+    # FI-2: one of two whatever is answered; WebEmo-2: "positive" is right four times of five.
+    assert constant["acc"] == pytest.approx((1 + 4) / 7)
+    # Taken as positive: 5 right; positive 2 * 5 / (5 + 7), negative never.
+    assert constant["f1"] == pytest.approx(5 / 7 * 10 / 12)
+    assert constant["macro_f1"] == pytest.approx((10 / 12 + 0) / 2)
+    # Two at 0.5, one right; and one at 1 that is right.
+    assert constant["log_loss"] == pytest.approx(2 * np.log(2) / 3, abs=1e-5)
+    assert constant["ece"] == pytest.approx(0.0)
+    assert (constant["nll"], constant["kl"], constant["set_size"]) == (None, None, None)
+
+
+def test_every_figure_has_an_interval_and_the_file_says_how(tmp_path):
+    result = evaluate(tmp_path, ROWS)
+    assert result["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0, "drawn_within": "task"}
+    group = result["groups"]["ID VSA"]
+    counts = {"n", "answered", "n_confidence", "baseline", "intervals"}
+    means = {"acc_task_mean", "f1_task_mean", "macro_f1_task_mean"}
+    figures = {name for name, value in group.items() if value is not None} - counts - means
+    assert set(group["intervals"]) == figures
+    # Of seven draws within two tasks, some have no right answer in FI-2 and all in WebEmo-2.
+    low, high = group["intervals"]["acc"]
+    assert 0 <= low < group["acc"] < high <= 1
+
+
+def test_images_named_in_the_conversation_are_shown(tmp_path):
+    (tmp_path / "FI").mkdir()
+    Image.new("RGB", (32, 24), (90, 120, 200)).save(tmp_path / "FI/a.png")
+    parts = [{"type": "image", "image": "file:///authors/disk/FI/a.png"}, {"type": "text", "text": "Which?"}]
+    row = line("negative", said("positive", 0.6), conversations=[{"role": "user", "content": parts}])
+    report = tmp_path / "r.html"
+    evaluate(tmp_path, [row], "--report", str(report))
+    assert report.read_text().count("data:image/jpeg;base64,") == 1
+
+
 def test_truth_by_alias_and_truth_that_is_no_candidate(tmp_path):
     rows = [
         {"task": "WebEmo-25", "ground_truth": truth, "candidates": ["cheerfullness", "rage"], "response": said("rage")}
@@ -102,8 +154,27 @@ def test_comparison_by_hand(tmp_path):
     # Both state a confidence for 1, 2, 3; only 1 differs: 0.2^2 against 0.9^2.
     assert compared["brier"]["difference"] == pytest.approx((0.04 - 0.81) / 3)
     assert compared["brier"]["low"] <= compared["brier"]["difference"] <= compared["brier"]["high"]
-    # One difference that is not zero: every sign reaches it.
+    # One difference that is not zero: every sign reaches it, and every exchange.
     assert compared["brier"]["p"] == 1.0
+    assert compared["log_loss"]["difference"] == pytest.approx((np.log(0.1) - np.log(0.8)) / 3)
+    # 15 bins, one confidence each: this run 0.2 + 0.6 + 0.3, the other 0.9 instead of 0.2.
+    assert compared["ece"]["difference"] == pytest.approx((0.2 - 0.9) / 3)
+    assert compared["ece"]["p"] == 1.0
+    assert compared["ece"]["low"] <= compared["ece"]["difference"] <= compared["ece"]["high"]
+    # This run: two right above one wrong; the other: one right between two wrong.
+    assert compared["auroc"]["difference"] == pytest.approx(1 - 1 / 2)
+    assert (compared["nll"], compared["kl"]) == (None, None)
+
+
+def test_exchange_test_by_hand(tmp_path):
+    """Ten lines, all differ by as much: of 2^10 exchanges only two reach the difference of ECE."""
+    rows = [line("positive", said("positive", 0.9), id=k) for k in range(10)]
+    other = [line("positive", said("positive", 0.6), id=k) for k in range(10)]
+    compared = evaluate(tmp_path, rows, "--compare", write(tmp_path / "other.jsonl", other))["comparison"]
+    assert compared["ece"]["difference"] == pytest.approx(-0.3)
+    # 1,000 draws: about two reach it, and one is added; 12 or more would come once in a million times.
+    assert 1 / 1001 <= compared["ece"]["p"] < 12 / 1001
+    assert compared["auroc"] is None
 
 
 def test_tests_of_differences():
