@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle() -> Path:
     """Returns the committed bundle of a tiny Idefics3 with random weights; never written to."""
     return Path(__file__).parent / "data" / "tiny_bundle"
+
+
+@pytest.fixture(scope="session")
+def real_sets() -> Path:
+    """Returns the folder of real image sets: EMOCALIBER_DATA, or shared/data beside the checkout; skips without one."""
+    folder = Path(os.environ.get("EMOCALIBER_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("EMOCALIBER_DATA names no folder of real sets")
+    return folder

@@ -32,7 +32,7 @@ def common_arguments(
         "use_cpu": on_cpu,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
-        "logging_steps": 10,
+        "logging_steps": 1,
         "save_steps": table.save_steps,
         "save_total_limit": 1,
         "report_to": [],

@@ -70,7 +70,7 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path, policy: str
     size, accumulation = cut_batch(table.prompts_per_step * table.rollouts, table.micro_batch)
     adapted_in_half = recipe.lora is not None and table.precision == "bf16"
     return GRPOConfig(
-        **{**common, "logging_steps": 1},
+        **common,
         max_steps=table.steps,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,

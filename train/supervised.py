@@ -64,6 +64,9 @@ def train_supervised(
         callbacks=[ProgressBar(name)],
         peft_config=adapters(recipe.lora),
     )
+    # Some families (Qwen2.5-VL) deny that they take the number of tokens in a batch, and are then given a mean of the
+    # pieces' means: answers in short pieces would weigh more.
+    trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(

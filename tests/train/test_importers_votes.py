@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -146,14 +145,9 @@ def test_abstract_votes_with_its_quotes_and_abbreviations(tmp_path):
     assert lines["abstract/abstract_0002.jpg"]["answer"] == "sadness"
 
 
-REAL = os.environ.get("EMOCALIBER_DATA")
-
-
-@pytest.mark.skipif(REAL is None, reason="EMOCALIBER_DATA names no folder of real sets")
 @pytest.mark.parametrize("name", ["emotion6", "oasis", "bass"])
-def test_real_sets_keep_every_annotated_image(tmp_path, name):
-    assert REAL is not None
-    source = Path(REAL) / name
+def test_real_sets_keep_every_annotated_image(tmp_path, real_sets, name):
+    source = real_sets / name
     if not source.is_dir():
         pytest.skip(f"no {name}")
     lines = imported(name, source, tmp_path / "out", "--strict")
