@@ -1,6 +1,7 @@
 """Samples: one image, what people felt, and optionally why; JSON Lines on disk.
 
-``{"image", "taxonomy", "labels"?, "answer"?, "votes"?, "posterior"?, "reasoning"?, "confidence"?, "split"?, "id"?}``
+``{"image", "taxonomy", "labels"?, "answer"?, "votes"?, "posterior"?, "annotations"?, "reasoning"?, "confidence"?,
+"split"?, "id"?}``
 Image paths are relative to the file that names them.
 """
 
@@ -34,6 +35,8 @@ class Sample:
     """Number (or weight) of annotators that chose each label; labels nobody chose may be left out."""
     posterior: dict[str, float] | None = None
     """True probability of each label, known only for synthetic scenes."""
+    annotations: dict[str, str] | None = None
+    """What the set notes about the image besides emotion, in plain words, such as ``{"category": "animal"}``."""
     reasoning: dict[str, str] | None = None
     """The five parts of the reasoning."""
     confidence: float | None = None
@@ -58,6 +61,9 @@ class Sample:
                     raise InputError(f"{name} of {label!r} is {weight!r}, expected a finite number >= 0")
             if sum(table.values()) <= 0:
                 raise InputError(f"{name} are all zero")
+        for name, text in (self.annotations or {}).items():
+            if not (name.strip() and text.strip() and (name + text).isprintable()) or set("<>") & set(name + text):
+                raise InputError(f"annotation {name!r} is {text!r}, expected plain words on one line, without tags")
         if self.confidence is not None and not 0.0 < self.confidence < 1.0:
             raise InputError(f"confidence is {self.confidence!r}, expected a number in (0, 1)")
 

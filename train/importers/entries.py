@@ -30,6 +30,8 @@ class Entry:
     """The label taken as right."""
     votes: dict[str, float] | None = None
     """Weight of each label among the annotators."""
+    annotations: dict[str, str] | None = None
+    """What the set notes about the image besides emotion."""
     reasoning: dict[str, str] | None = None
     """The five parts of the reasoning."""
     confidence: float | None = None

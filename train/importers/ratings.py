@@ -27,6 +27,8 @@ def positive_share(mean: float, sd: float, middle: float) -> float:
 def read_oasis(source: Path, options: ImportOptions) -> Reading:
     """Returns OASIS (Kurdi, Lozano, Banaji 2017), valence rated from 1 to 7; themes are groups (``Fire 3``: ``Fire``).
 
+    Theme and, where the table has it, category are annotations of the image.
+
     Raises:
         InputError: If ``OASIS.csv`` is not as published; file and line are named.
     """
@@ -35,8 +37,11 @@ def read_oasis(source: Path, options: ImportOptions) -> Reading:
     reading = Reading(files=(path,))
     for row in read_table(path, ("Theme", "Valence_mean", "Valence_SD", "Valence_N")):
         theme = row.cells["Theme"]
+        group = _NUMBER_AT_END.sub("", theme)
+        noted = {"category": row.cells.get("Category", ""), "theme": group}
+        annotations = {key: value.casefold() for key, value in noted.items() if value}
         votes = _votes(row, ("Valence_mean", "Valence_SD", "Valence_N"), 7)
-        reading.entries.append(_entry(f"{theme}.jpg", _NUMBER_AT_END.sub("", theme), row, votes, roots, reading))
+        reading.entries.append(_entry(f"{theme}.jpg", group, annotations, row, votes, roots, reading))
     return reading
 
 
@@ -44,7 +49,7 @@ def read_bass(source: Path, options: ImportOptions) -> Reading:
     """Returns BASS (Kawai, Lukács, Ansorge), valence rated from 1 to 9 by people in the US and in China.
 
     The two groups' votes are added up, each rater one vote, unless the options name one group. Variants of a motif are
-    a group (``abuse2``: ``abuse``).
+    a group (``abuse2``: ``abuse``) and the motif an annotation.
 
     Raises:
         InputError: If ``BASS_data.csv`` is not as published; file and line are named.
@@ -60,7 +65,8 @@ def read_bass(source: Path, options: ImportOptions) -> Reading:
             for label, weight in _votes(row, table, 9).items():
                 votes[label] += weight
         name = row.cells["file_name"]
-        reading.entries.append(_entry(name, _NUMBER_AT_END.sub("", Path(name).stem), row, votes, roots, reading))
+        motif = _NUMBER_AT_END.sub("", Path(name).stem)
+        reading.entries.append(_entry(name, motif, {"motif": motif.casefold()}, row, votes, roots, reading))
     return reading
 
 
@@ -72,7 +78,13 @@ def _votes(row: Row, columns: tuple[str, str, str], top: int) -> dict[str, float
 
 
 def _entry(
-    name: str, group: str, row: Row, votes: dict[str, float], roots: tuple[Path, ...], reading: Reading
+    name: str,
+    group: str,
+    annotations: dict[str, str],
+    row: Row,
+    votes: dict[str, float],
+    roots: tuple[Path, ...],
+    reading: Reading,
 ) -> Entry:
     return Entry(
         key=name,
@@ -82,5 +94,6 @@ def _entry(
         taxonomy="sentiment-2",
         answer=most_voted(votes, reading.counts),
         votes={label: round(weight, 6) for label, weight in votes.items()},
+        annotations=annotations,
         group=group.casefold(),
     )

@@ -84,6 +84,7 @@ def read_ferplus(source: Path, options: ImportOptions) -> Reading:
             taxonomy="ferplus-8",
             answer=most_voted(votes, reading.counts),
             votes={label: count for label, count in votes.items() if count > 0},
+            annotations={"category": "face"},
             split=SPLIT_NAMES[usage.casefold()],
         )
         reading.entries.append(entry)

@@ -119,6 +119,7 @@ def _sample(name: str, entry: Entry, image: str) -> Sample:
             labels=entry.labels,
             answer=entry.answer,
             votes=entry.votes,
+            annotations=entry.annotations,
             reasoning=entry.reasoning,
             confidence=entry.confidence,
             split=entry.split,
