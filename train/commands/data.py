@@ -1,4 +1,4 @@
-"""``emocaliber data``: import sample sets, and check them before a training run does."""
+"""``emocaliber data``: import sample sets, give them reasoning, and check them before a training run does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
 from emocaliber.train.importers import IMPORTERS, Imported, ImportOptions, import_set
 from emocaliber.train.importers.audit import Audit, audit_samples
 from emocaliber.train.importers.sheet import write_sheet
+
+from . import cot
 
 SHOWN = 10
 """Messages of one kind that a report lists; the rest are counted."""
@@ -42,12 +44,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     action.add_argument("--raters", choices=("all", "us", "chinese"), help="whose ratings count (bass)")
     action.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet of the first images")
+    about = "give samples five-part reasoning, from measured cues or from a model"
+    cot.configure(actions.add_parser("build-cot", help=about, description=f"{about[0].upper()}{about[1:]}."))
     action = actions.add_parser("check", help="read every line and every image of a samples file")
     action.add_argument("samples", metavar="FILE", type=Path, help="samples in JSON Lines")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status: 0, or 1 if ``check`` found faults."""
+    if arguments.action == "build-cot":
+        return cot.run(arguments, _progress)
     return _import(arguments) if arguments.action == "import" else _check(arguments)
 
 
