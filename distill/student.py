@@ -16,7 +16,7 @@ from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.arguments import epoch_arguments
 from emocaliber.train.recipe import Recipe
-from emocaliber.train.run import ProgressBar, Stage, last_checkpoint, save_stage
+from emocaliber.train.run import Stage, callbacks, last_checkpoint, save_stage
 from emocaliber.train.stage_recipes import StudentRecipe
 from emocaliber.train.vision import mirror_half
 
@@ -83,7 +83,7 @@ def train_student(
             **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
         ),
         train_dataset=_Rows(rows),
-        callbacks=[ProgressBar("student")],
+        callbacks=callbacks("student", folder),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)

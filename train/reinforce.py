@@ -19,7 +19,7 @@ from .arguments import common_arguments, cut_batch
 from .conversations import choose_modes, prompt_dataset
 from .recipe import Recipe
 from .rewards import make_reward
-from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .run import Stage, callbacks, last_checkpoint, save_stage
 from .stage_recipes import ReinforceRecipe
 
 
@@ -55,7 +55,7 @@ def train_reinforce(
         args=_arguments(table, recipe, folder, policy),
         train_dataset=prompt_dataset(chosen, recipe.prompt, modes),
         processing_class=processor,
-        callbacks=[ProgressBar("calibrate")],
+        callbacks=callbacks("calibrate", folder),
         peft_config=adapters(recipe.lora),
     )
     trainer.remove_callback(PrinterCallback)

@@ -19,6 +19,7 @@ from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.records import to_mapping
 
 from .adapters import merged
+from .curves import Curves
 from .recipe import Recipe
 
 RECORD = "stage.json"
@@ -105,6 +106,11 @@ def last_checkpoint(folder: Path, *, resume: bool) -> str | None:
     if found and not resume:
         raise ConfigError(f"{folder} holds an unfinished run; continue it with --resume, or remove the folder")
     return str(complete[-1]) if complete else None
+
+
+def callbacks(title: str, folder: Path) -> list[TrainerCallback]:
+    """Returns what shows how a stage goes: a progress bar on standard error, and curves in the stage's folder."""
+    return [ProgressBar(title), Curves(title, folder)]
 
 
 class ProgressBar(TrainerCallback):

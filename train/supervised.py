@@ -17,7 +17,7 @@ from .adapters import adapters
 from .arguments import epoch_arguments
 from .conversations import choose_modes, supervised_dataset
 from .recipe import Recipe
-from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .run import Stage, callbacks, last_checkpoint, save_stage
 from .stage_recipes import SupervisedRecipe
 
 
@@ -61,7 +61,7 @@ def train_supervised(
         args=_arguments(table, recipe, folder),
         train_dataset=dataset,
         processing_class=processor,
-        callbacks=[ProgressBar(name)],
+        callbacks=callbacks(name, folder),
         peft_config=adapters(recipe.lora),
     )
     # Some families (Qwen2.5-VL) deny that they take the number of tokens in a batch, and are then given a mean of the

@@ -28,7 +28,7 @@ from emocaliber.runtime.samples import Sample
 
 from .arguments import epoch_arguments
 from .recipe import Recipe
-from .run import ProgressBar, Stage, last_checkpoint, save_stage
+from .run import Stage, callbacks, last_checkpoint, save_stage
 from .stage_recipes import VisionRecipe
 
 _WORD = re.compile(r"[a-z]+")
@@ -127,7 +127,7 @@ def train_vision(
         model=probe.train(),
         args=TrainingArguments(**epoch_arguments(table, recipe, folder), remove_unused_columns=False),
         train_dataset=_Images(samples, processor, words),
-        callbacks=[ProgressBar("vision")],
+        callbacks=callbacks("vision", folder),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole, broken, again = (build_model(processor) for _ in range(3))
     train_student(whole, processor, rows, recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("emocaliber.distill.student.ProgressBar", Interrupting)
+        patch.setattr(run, "ProgressBar", Interrupting)
         with pytest.raises(KeyboardInterrupt):
             train_student(broken, processor, rows, recipe, tmp_path / "broken")
     with pytest.raises(ConfigError, match="unfinished run; continue it with --resume"):

@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole, broken = fresh(recipe, processor), fresh(recipe, processor)
     train_supervised("reason", whole, processor, short, recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("emocaliber.train.supervised.ProgressBar", Interrupting)
+        patch.setattr(run, "ProgressBar", Interrupting)
         with pytest.raises(KeyboardInterrupt):
             train_supervised("reason", broken, processor, short, recipe, tmp_path / "broken")
     assert not (tmp_path / "broken" / "stage.json").exists()

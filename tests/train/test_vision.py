@@ -31,7 +31,7 @@ def test_the_tower_learns_and_the_decoder_stays(scenes: list[Sample], processor:
     record = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
     assert (record["stage"], record["seed"], record["recipe"]["vision"]["epochs"]) == ("vision", 0, 60)
     losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
-    assert len(losses) == 6
+    assert len(losses) == 60
     # Votes are ten draws: their entropy, which no model can go below, is 0.5 to 1.5 nats.
     entropy = [-sum(p * torch.tensor(p).log().item() for p in (s.distribution() or ()) if p) for s in scenes]
     assert sum(entropy) / len(entropy) < losses[-1] < losses[0] - 0.1
@@ -59,7 +59,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole, broken, again = (fresh(recipe, processor) for _ in range(3))
     train_vision(whole, processor, scenes, recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("emocaliber.train.vision.ProgressBar", Interrupting)
+        patch.setattr(run, "ProgressBar", Interrupting)
         with pytest.raises(KeyboardInterrupt):
             train_vision(broken, processor, scenes, recipe, tmp_path / "broken")
     with pytest.raises(ConfigError, match="unfinished run; continue it with --resume"):
