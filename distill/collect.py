@@ -87,13 +87,21 @@ def _traces(
     temperature = table.temperature if mode == "reason" else None
     # One reasoning at a time: a confidence is stated for the answer of its own reasoning.
     samplings = [Sampling(temperature=temperature, seed=seed * draws + draw) for draw in range(draws)]
-    for start in range(0, len(samples), table.batch_size):
-        batch = samples[start : start + table.batch_size]
-        images = [sample.image for sample in batch]
-        scored = [model.score(images, mode, sampling) for sampling in samplings]
+    for batch in _batches(samples, table.batch_size):
+        images, labels = [sample.image for sample in batch], batch[0].resolve().labels
+        scored = [model.score(images, labels, mode, sampling) for sampling in samplings]
         for i, sample in enumerate(batch):
             for draw, sampling in enumerate(samplings):
                 yield _trace(sample, scored[draw], i, mode, sampling) | {"sample": draw, "teacher": teacher}
+
+
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Yields the samples of each label set in batches, label sets in the order in which they first occur."""
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.resolve().labels, []).append(sample)
+    for group in groups.values():
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _trace(sample: Sample, scored: Scored, row: int, mode: Mode, sampling: Sampling) -> dict[str, Any]:

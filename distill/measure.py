@@ -58,11 +58,14 @@ def truth_of(samples: Sequence[Sample]) -> Truth:
 def teacher_outputs(
     model: TransformersModel, samples: Sequence[Sample], mode: Mode, *, verbalize: bool
 ) -> tuple[Floats, Floats | None]:
-    """Returns (N, K) distributions and, if asked, (N,) stated confidences of a model in memory, reasoning greedily."""
+    """Returns (N, K) distributions and, if asked, (N,) stated confidences of a model in memory, reasoning greedily.
+
+    The samples are of one taxonomy.
+    """
     probabilities, stated = [], []
     for start in range(0, len(samples), BATCH):
         images = [sample.image for sample in samples[start : start + BATCH]]
-        scored = model.score(images, mode, verbalize=verbalize)
+        scored = model.score(images, samples[0].resolve().labels, mode, verbalize=verbalize)
         probabilities.append(softmax(scored.label_scores).mean(axis=1))
         if scored.verbalized is not None:
             stated.append(scored.verbalized)

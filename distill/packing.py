@@ -1,8 +1,9 @@
 """Packed training sequences: a response to imitate and the label tree to score, in one forward pass.
 
-A row is ``prompt · image · reasoning · answer · confidence``, padded, followed by the label tree. The tree's nodes
-attend to the tokens before the answer and to their own ancestors only, so that one pass yields both the cross-entropy
-of the response and the log-likelihood of *every* candidate label: the training-time twin of the runtime's scoring.
+A row is ``prompt · image · reasoning · answer · confidence``, padded, followed by the tree of its own candidates. The
+tree's nodes attend to the tokens before the answer and to their own ancestors only, so that one pass yields both the
+cross-entropy of the response and the log-likelihood of *every* candidate label: the training-time twin of the runtime's
+scoring. Rows of different label sets may stand in one batch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from emocaliber.evaluate.responders import conversation
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN, Mode
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.prompts import PromptTemplate
-from emocaliber.runtime.taxonomy import Taxonomy
 from emocaliber.runtime.tree import LabelTree, build_tree
 
 IGNORED = -100
 """Target of positions that are not learnt, as `torch.nn.functional.cross_entropy` skips it."""
+
+Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,71 +35,90 @@ class PackedRow:
 
     image: str
     """Path."""
+    labels: Labels
+    """Candidates, in the order in which the prompt lists them."""
     mode: Mode
     reasoning: str
     """``<think>…</think>``; empty in direct mode."""
     answer: str
-    """The label the response gives."""
+    """The candidate the response gives, as `labels` spells it."""
     response: str
     """Answer and confidence."""
     target: tuple[float, ...]
     """Label distribution to match, given the reasoning; in candidate order, sums to one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sequence:
+    """One row as tokens."""
+
+    ids: list[int]
+    """Prompt, reasoning, answer, confidence, end."""
+    learnt: NDArray[np.bool_]
+    """Which of them the student learns to write."""
+    context: int
+    """How many stand before the answer."""
+    tree: LabelTree
+
+
 @dataclass
 class PackingCollator:
-    """Turns rows of one taxonomy into the tensors of one training step."""
+    """Turns rows into the tensors of one training step."""
 
     processor: Any
     template: PromptTemplate
-    taxonomy: Taxonomy
-    _prompts: dict[Mode, list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        encode = self.processor.tokenizer.encode
-        self.tree: LabelTree = build_tree(
-            [encode(ANSWER_OPEN + label + ANSWER_CLOSE, add_special_tokens=False) for label in self.taxonomy.labels]
-        )
+    _prompts: dict[tuple[Labels, Mode], list[int]] = field(default_factory=dict)
+    _trees: dict[Labels, LabelTree] = field(default_factory=dict)
 
     def __call__(self, rows: Sequence[PackedRow]) -> dict[str, torch.Tensor]:
-        """Returns the batch.
+        """Returns the batch of B rows, of which the longest tree has N nodes and the largest label set K labels.
 
         ``input_ids, position_ids, labels`` (B, L) int64; ``attention_mask`` (B, 1, L, L) bool; ``pixel_values``
-        (B, 1, 3, T, T) float32; ``target`` (B, K) float32; ``tree_start`` () int64, the position at which the tree,
-        its common tokens included, begins.
+        (B, 1, 3, T, T) float32; of the trees' nodes ``node_parents`` (B, N) int64, the position whose logits predict
+        them, and ``node_tokens`` (B, N) int64; ``paths`` (B, K, N) float32, 1 where a node is part of a label;
+        ``candidates`` (B, K) bool, False where a row has fewer labels; ``target`` (B, K) float32.
         """
-        encode = self.processor.tokenizer.encode
-        end = self.processor.tokenizer.eos_token
-        sequences, contexts, learnt = [], [], []
-        for row in rows:
-            prompt = self._prompt(row.mode)
-            context = prompt + encode(row.reasoning, add_special_tokens=False)
-            sequence = context + encode(row.response + end, add_special_tokens=False)
-            flags = np.arange(len(sequence)) >= len(prompt)
-            # The label's own tokens are learnt from the label distribution, which says more than one answer does.
-            path = self.tree.paths[self.taxonomy.index(row.answer)]
-            label_start = len(context) + len(self.tree.common)
-            flags[label_start : label_start + len(path)] = False
-            sequences.append(sequence)
-            contexts.append(len(context))
-            learnt.append(flags)
-        arrays = _pack(sequences, learnt, contexts, self.tree, self.processor.tokenizer.pad_token_id)
+        sequences = [self._sequence(row) for row in rows]
+        arrays = {
+            **_packed(sequences, self.processor.tokenizer.pad_token_id),
+            **_nodes(sequences, [row.target for row in rows]),
+        }
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         batch["pixel_values"] = self._pixels(rows)
-        batch["target"] = torch.tensor([row.target for row in rows], dtype=torch.float32)
         return batch
 
-    def _prompt(self, mode: Mode) -> list[int]:
-        if mode not in self._prompts:
-            text = self.template.instruction(self.taxonomy.labels, mode)
-            content = [{"type": "text", "text": text}, {"type": "image"}]
-            rendered = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    def _sequence(self, row: PackedRow) -> _Sequence:
+        encode, end = self.processor.tokenizer.encode, self.processor.tokenizer.eos_token
+        tree, prompt = self._tree(row.labels), self._prompt(row.labels, row.mode)
+        context = prompt + encode(row.reasoning, add_special_tokens=False)
+        ids = context + encode(row.response + end, add_special_tokens=False)
+        learnt = np.arange(len(ids)) >= len(prompt)
+        # The label's own tokens are learnt from the label distribution, which says more than one answer does.
+        path = tree.paths[row.labels.index(row.answer)]
+        label_start = len(context) + len(tree.common)
+        learnt[label_start : label_start + len(path)] = False
+        return _Sequence(ids=ids, learnt=learnt, context=len(context), tree=tree)
+
+    def _tree(self, labels: Labels) -> LabelTree:
+        if labels not in self._trees:
+            encode = self.processor.tokenizer.encode
+            self._trees[labels] = build_tree(
+                [encode(ANSWER_OPEN + label + ANSWER_CLOSE, add_special_tokens=False) for label in labels]
             )
+        return self._trees[labels]
+
+    def _prompt(self, labels: Labels, mode: Mode) -> list[int]:
+        if (labels, mode) not in self._prompts:
+            turns = conversation(
+                self.template.instruction(labels, mode),
+                system=self.template.system,
+                image_first=self.template.image_first,
+            )
+            text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             blank = Image.new("RGB", (8, 8), (128, 128, 128))
-            inputs = self.processor(text=[rendered], images=[[blank]], add_special_tokens=False)
-            self._prompts[mode] = list(inputs["input_ids"][0])
-        return self._prompts[mode]
+            inputs = self.processor(text=[text], images=[[blank]], add_special_tokens=False)
+            self._prompts[labels, mode] = list(inputs["input_ids"][0])
+        return self._prompts[labels, mode]
 
     def _pixels(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         images = [[Image.fromarray(decode_image(row.image))] for row in rows]
@@ -104,57 +126,65 @@ class PackingCollator:
         return pixels
 
 
-def _pack(
-    sequences: Sequence[Sequence[int]],
-    learnt: Sequence[NDArray[np.bool_]],
-    contexts: Sequence[int],
-    tree: LabelTree,
-    pad: int,
-) -> dict[str, NDArray[Any]]:
-    count, start = len(sequences), max(len(sequence) for sequence in sequences)
-    common = len(tree.common)
-    branch = np.concatenate([np.array(tree.common, np.int64), tree.tokens])
-    length = start + len(branch)
+def _packed(sequences: Sequence[_Sequence], pad: int) -> dict[str, NDArray[Any]]:
+    """Returns ids, labels, positions and mask: the sequences, padded, and behind them their trees, padded."""
+    count, start = len(sequences), max(len(sequence.ids) for sequence in sequences)
+    length = start + max(len(sequence.tree.common) + len(sequence.tree) for sequence in sequences)
     ids = np.full((count, length), pad, np.int64)
     labels = np.full((count, length), IGNORED, np.int64)
     positions = np.zeros((count, length), np.int64)
     mask = np.broadcast_to(np.eye(length, dtype=np.bool_), (count, length, length)).copy()
-    within = np.tril(np.ones((len(branch), len(branch)), np.bool_))
-    within[common:, common:] = tree.mask()
-    causal = np.tril(np.ones((start, start), np.bool_))
+    causal = np.tril(np.ones((length, length), np.bool_))
     for i, sequence in enumerate(sequences):
-        used, context = len(sequence), contexts[i]
-        ids[i, :used] = sequence
-        labels[i, :used] = np.where(learnt[i], ids[i, :used], IGNORED)
+        used, context, tree = len(sequence.ids), sequence.context, sequence.tree
+        common = len(tree.common)
+        nodes = start + common
+        end = nodes + len(tree)
+        ids[i, :used] = sequence.ids
+        labels[i, :used] = np.where(sequence.learnt, ids[i, :used], IGNORED)
         positions[i, :used] = np.arange(used)
         mask[i, :used, :used] = causal[:used, :used]
-        ids[i, start:] = branch
-        positions[i, start : start + common] = context + np.arange(common)
-        positions[i, start + common :] = context + common + tree.depths
-        mask[i, start:, :context] = True
-        mask[i, start:, start:] = within
+        ids[i, start:nodes], ids[i, nodes:end] = tree.common, tree.tokens
+        positions[i, start:nodes] = context + np.arange(common)
+        positions[i, nodes:end] = context + common + tree.depths
+        mask[i, start:end, :context] = True
+        mask[i, start:end, start:nodes] = causal[: end - start, :common]
+        mask[i, nodes:end, nodes:end] = tree.mask()
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask[:, None]}
+
+
+def _nodes(sequences: Sequence[_Sequence], targets: Sequence[Sequence[float]]) -> dict[str, NDArray[Any]]:
+    """Returns where the trees' nodes are predicted, which labels they make up, and the labels' target."""
+    start = max(len(sequence.ids) for sequence in sequences)
+    count, nodes = len(sequences), max(len(sequence.tree) for sequence in sequences)
+    labels = max(len(sequence.tree.paths) for sequence in sequences)
+    parents, tokens = np.zeros((count, nodes), np.int64), np.zeros((count, nodes), np.int64)
+    paths, candidates = np.zeros((count, labels, nodes), np.float32), np.zeros((count, labels), np.bool_)
+    target = np.zeros((count, labels), np.float32)
+    for i, sequence in enumerate(sequences):
+        tree = sequence.tree
+        # The root, whose parent is -1, is the last common token.
+        parents[i, : len(tree)] = start + len(tree.common) + tree.parents
+        tokens[i, : len(tree)] = tree.tokens
+        for label, path in enumerate(tree.paths):
+            paths[i, label, list(path)] = 1.0
+        candidates[i, : len(tree.paths)] = True
+        target[i, : len(tree.paths)] = targets[i]
     return {
-        "input_ids": ids,
-        "labels": labels,
-        "position_ids": positions,
-        "attention_mask": mask[:, None],
-        "tree_start": np.array(start, np.int64),
-    }
+        "node_parents": parents, "node_tokens": tokens, "paths": paths, "candidates": candidates, "target": target,
+    }  # fmt: skip
 
 
-def packed_losses(
-    model: Any, batch: Mapping[str, torch.Tensor], tree: LabelTree
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def packed_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns (sequence loss, distribution loss, label scores) of a packed batch.
 
     The sequence loss is the mean cross-entropy of the response tokens but the label's own, in nats. The distribution
     loss is the batch mean of KL(target ‖ softmax(scores)) in nats, 0 for equal distributions. Scores are (B, K)
-    log-likelihoods.
+    log-likelihoods, -inf where a row has fewer labels.
 
     Args:
         model: Idefics3/SmolVLM model.
         batch: What `PackingCollator` returns.
-        tree: The collator's tree.
     """
     hidden = model.model(
         input_ids=batch["input_ids"],
@@ -166,23 +196,10 @@ def packed_losses(
     wanted = batch["labels"][:, 1:] != IGNORED
     logits = model.lm_head(hidden[:, :-1][wanted]).float()
     sequence_loss = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:][wanted])
-    anchor = int(batch["tree_start"]) + len(tree.common) - 1
-    rows = torch.tensor([anchor, *(anchor + 1 + int(node) for node in tree.inner)], device=hidden.device)
-    scores = path_scores(model.lm_head(hidden[:, rows]).float(), tree)
-    target = batch["target"]
-    log_predicted = torch.log_softmax(scores, dim=-1)
-    distribution_loss = torch.nn.functional.kl_div(log_predicted, target, reduction="batchmean")
+    at = batch["node_parents"][..., None]
+    predicted = model.lm_head(hidden.gather(1, at.expand(-1, -1, hidden.shape[-1]))).float()
+    nodes = torch.log_softmax(predicted, dim=-1).gather(2, batch["node_tokens"][..., None])
+    scores = (batch["paths"] @ nodes)[..., 0].masked_fill(~batch["candidates"], -torch.inf)
+    log_predicted = torch.log_softmax(scores, dim=-1).masked_fill(~batch["candidates"], 0.0)
+    distribution_loss = torch.nn.functional.kl_div(log_predicted, batch["target"], reduction="batchmean")
     return sequence_loss, distribution_loss, scores
-
-
-def path_scores(logits: torch.Tensor, tree: LabelTree) -> torch.Tensor:
-    """Returns (B, K) log-likelihoods of the tree's paths: `LabelTree.scores` with gradients.
-
-    Args:
-        logits: (B, 1 + I, V), of the last token before the tree, then of each inner node.
-        tree: The tree.
-    """
-    row_of = {-1: 0, **{int(node): row for row, node in enumerate(tree.inner, 1)}}
-    rows = [row_of[int(parent)] for parent in tree.parents]
-    nodes = torch.log_softmax(logits, dim=-1)[:, rows, torch.from_numpy(tree.tokens).to(logits.device)]
-    return torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)

@@ -48,6 +48,7 @@ def student_rows(
         rows.append(
             PackedRow(
                 image=trace["image"],
+                labels=tuple(trace["labels"]),
                 mode=trace["mode"],
                 reasoning=trace["reasoning"],
                 answer=trace["answer"],

@@ -15,7 +15,6 @@ from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
-from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.model_recipe import BuildRecipe
 from emocaliber.train.models import build_model, open_processor
 from emocaliber.train.recipe import Recipe
@@ -41,7 +40,6 @@ def open_model(recipe: Recipe, path: str | Path) -> TransformersModel:
         load_model(path),
         open_processor(recipe.teacher, path),
         recipe.prompt,
-        resolve_taxonomy(recipe.taxonomy),
         longest_response(recipe),
     )
 
@@ -90,7 +88,7 @@ def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
         raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber distill train' first")
     spec = spec_from_table(
         table,
-        taxonomies=(recipe.taxonomy,),
+        taxonomies=recipe.taxonomies,
         template=recipe.prompt,
         provenance={"recipe": to_mapping(recipe)},
         max_new_tokens=longest_response(recipe),

@@ -13,7 +13,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.runtime.errors import InputError
-from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.arguments import epoch_arguments
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, callbacks, last_checkpoint, save_stage
@@ -40,7 +39,6 @@ class _StudentTrainer(Trainer):
     def __init__(self, table: StudentRecipe, collator: PackingCollator, **arguments: Any) -> None:
         super().__init__(data_collator=collator, **arguments)
         self._table = table
-        self._tree = collator.tree
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -48,7 +46,7 @@ class _StudentTrainer(Trainer):
         """Returns the loss of one packed batch."""
         if self._table.flip:
             inputs = {**inputs, "pixel_values": mirror_half(inputs["pixel_values"])}
-        sequence, distribution, _ = packed_losses(model, inputs, self._tree)
+        sequence, distribution, _ = packed_losses(model, inputs)
         return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
 
 
@@ -60,7 +58,7 @@ def train_student(
     Args:
         model: The student, trained in place.
         processor: Its processor.
-        rows: Training rows of the recipe's taxonomy.
+        rows: Training rows.
         recipe: The run; its ``student`` table holds the hyper-parameters.
         folder: Where the student goes.
         resume: Continue from the newest checkpoint in ``folder``.
@@ -73,7 +71,7 @@ def train_student(
     if not rows:
         raise InputError("no trace is left to train the student on: none of them parsed")
     started = time.perf_counter()
-    collator = PackingCollator(processor, recipe.prompt, resolve_taxonomy(recipe.taxonomy))
+    collator = PackingCollator(processor, recipe.prompt)
     checkpoint = last_checkpoint(folder, resume=resume)
     trainer = _StudentTrainer(
         table,

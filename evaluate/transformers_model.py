@@ -16,7 +16,7 @@ from emocaliber.runtime.images import ImageSource, decode_image
 from emocaliber.runtime.manifest import BUNDLE_SCHEMA, DecoderShape, FileRecord, GraphFiles, Manifest
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.scoring import Scored, Scorer
-from emocaliber.runtime.taxonomy import Taxonomy
+from emocaliber.runtime.taxonomy import TAXONOMIES
 from emocaliber.runtime.tokenization import PromptTokenizer
 
 from .prompting import (
@@ -36,35 +36,40 @@ _UNWRITTEN = FileRecord(sha256="0" * 64, size_bytes=0)
 class TransformersModel:
     """Scores images with a transformers model in memory."""
 
-    def __init__(self, model: Any, processor: Any, template: PromptTemplate, taxonomy: Taxonomy, max_new_tokens: int):
+    def __init__(self, model: Any, processor: Any, template: PromptTemplate, max_new_tokens: int) -> None:
         """Prepares ``model``, which must be in eval mode and is not copied.
 
         Args:
             model: Idefics3/SmolVLM model.
             processor: Its processor.
             template: Instructions.
-            taxonomy: Candidates.
             max_new_tokens: Longest reasoning.
 
         Raises:
             ExportError: If the model or processor is not supported.
         """
-        manifest = _manifest_of(model, processor, template, taxonomy, max_new_tokens)
+        manifest = _manifest_of(model, processor, template, max_new_tokens)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "tokenizer.json")
             atomic_write(path, tokenizer_json(processor.tokenizer))
             tokenizer = PromptTokenizer(path)
         self._scorer = Scorer(manifest, tokenizer, TorchEngine(model))
         self._preprocessing = manifest.preprocessing
-        self._labels = taxonomy.labels
 
     def score(
-        self, images: Sequence[ImageSource], mode: Mode, sampling: Sampling = GREEDY, *, verbalize: bool = True
+        self,
+        images: Sequence[ImageSource],
+        labels: tuple[str, ...],
+        mode: Mode,
+        sampling: Sampling = GREEDY,
+        *,
+        verbalize: bool = True,
     ) -> Scored:
         """Returns the raw scores of one batch of N images.
 
         Args:
             images: Paths, encoded bytes, Pillow images, or uint8 (H, W, 3) RGB arrays.
+            labels: Candidates, the same for all of them.
             mode: Whether the model reasons first.
             sampling: How reasonings are drawn.
             verbalize: Whether the stated confidence is read too.
@@ -73,12 +78,10 @@ class TransformersModel:
             InputError: If an image cannot be read.
         """
         pixels = np.concatenate([self._preprocessing.apply(decode_image(image)) for image in images])
-        return self._scorer.score(pixels, self._labels, mode, sampling, verbalize=verbalize)
+        return self._scorer.score(pixels, labels, mode, sampling, verbalize=verbalize)
 
 
-def _manifest_of(
-    model: Any, processor: Any, template: PromptTemplate, taxonomy: Taxonomy, max_new_tokens: int
-) -> Manifest:
+def _manifest_of(model: Any, processor: Any, template: PromptTemplate, max_new_tokens: int) -> Manifest:
     """Returns what a bundle of this model would say of itself, but for its files, which do not exist."""
     block = image_block_of(processor)
     ends = end_tokens(model, processor.tokenizer)
@@ -98,8 +101,8 @@ def _manifest_of(
         end_token_ids=ends,
         suppressed_token_ids=suppressed_tokens(processor, block, ends),
         max_new_tokens=max_new_tokens,
-        taxonomies={taxonomy.name: taxonomy.labels},
-        default_taxonomy=taxonomy.name,
+        taxonomies={name: taxonomy.labels for name, taxonomy in TAXONOMIES.items()},
+        default_taxonomy=next(iter(TAXONOMIES)),
         files=dict.fromkeys(names, _UNWRITTEN),
         provenance={},
         license="unpublished",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.scoring import Scored
-from emocaliber.runtime.taxonomy import resolve_taxonomy
 from emocaliber.train.stage_recipes import CollectRecipe
 
 # Copied from the published format, not from the code.
@@ -33,7 +33,7 @@ TABLE = CollectRecipe(samples=2, batch_size=2)
 @pytest.fixture(scope="module")
 def teacher(model: Any, processor: Any) -> TransformersModel:
     template = PromptTemplate(reason="Feel? [{labels}] Think.", direct="Feel? [{labels}]")
-    return TransformersModel(model, processor, template, resolve_taxonomy("emotion6-7"), 6)
+    return TransformersModel(model, processor, template, 6)
 
 
 @pytest.fixture(autouse=True)
@@ -94,11 +94,20 @@ def test_the_seed_decides_the_reasonings(teacher: TransformersModel, scenes: lis
     ]
 
 
+def test_taxonomies_mix(teacher: TransformersModel, scenes: list[Sample], tmp_path: Path) -> None:
+    other = dataclasses.replace(scenes[1], taxonomy="sentiment-2", answer=None, votes=None, posterior=None)
+    mixed = collected(teacher, [scenes[0], other], tmp_path / "mixed")
+    assert [row["labels"] for row in mixed if row["mode"] == "direct"] == [LABELS, ["negative", "positive"]]
+    (alone, *_) = collected(teacher, [other], tmp_path / "alone")
+    found = next(row for row in mixed if row["taxonomy"] == "sentiment-2" and row["mode"] == "direct")
+    assert found["label_scores"] == pytest.approx(alone["label_scores"], abs=1e-5)
+
+
 def test_each_confidence_is_stated_for_its_own_reasonings_answer(scenes: list[Sample], tmp_path: Path) -> None:
     """A teacher whose reasonings disagree: the even seed is sure of joy, the odd one hardly of fear."""
 
     class Wavering:
-        def score(self, images: list[str], mode: str, sampling: Sampling) -> Scored:
+        def score(self, images: list[str], labels: tuple[str, ...], mode: str, sampling: Sampling) -> Scored:
             assert sampling.samples == 1
             label, stated = ((3, 0.9), (2, 0.2))[sampling.seed % 2 if mode == "reason" else 0]
             scores = np.full((len(images), 1, 7), -9.0)

@@ -93,7 +93,7 @@ def test_a_teachers_distribution_is_the_mean_over_its_reasonings(monkeypatch: py
     asked: list[tuple[int, str, bool]] = []
 
     class Teacher:
-        def score(self, images: list[str], mode: str, *, verbalize: bool) -> Scored:
+        def score(self, images: list[str], labels: tuple[str, ...], mode: str, *, verbalize: bool) -> Scored:
             asked.append((len(images), mode, verbalize))
             scores = np.log(np.array([[[0.9, 0.1], [0.5, 0.5]]])).repeat(len(images), axis=0) - 3.0
             stated = np.full(len(images), 0.3) if verbalize else None

@@ -31,6 +31,7 @@ def rows_of(scenes: list[Sample], taxonomy: Taxonomy) -> list[PackedRow]:
     return [
         PackedRow(
             image=scenes[i].image,
+            labels=taxonomy.labels,
             mode="reason" if text else "direct",
             reasoning=render_reasoning(dict.fromkeys(REASONING_TAGS, text)) if text else "",
             answer=taxonomy.labels[i],
@@ -78,9 +79,9 @@ def test_label_scores_equal_one_pass_per_label(
     model: Any, processor: Any, scenes: list[Sample], taxonomy: Taxonomy, shared: bool
 ) -> None:
     rows = rows_of(scenes, taxonomy)
-    collator = PackingCollator(processor, TEMPLATE, taxonomy)
+    collator = PackingCollator(processor, TEMPLATE)
     with torch.inference_mode():
-        _, _, scores = packed_losses(model, collator(rows), collator.tree)
+        _, _, scores = packed_losses(model, collator(rows))
     assert scores.shape == (3, len(taxonomy))
     expected = [
         [plain.score(row, label) for label in taxonomy.labels]
@@ -99,9 +100,9 @@ def test_the_sequence_loss_is_the_cross_entropy_of_the_learnt_tokens(
     model: Any, processor: Any, scenes: list[Sample]
 ) -> None:
     rows = rows_of(scenes, EMOTIONS)
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     with torch.inference_mode():
-        loss, _, _ = packed_losses(model, collator(rows), collator.tree)
+        loss, _, _ = packed_losses(model, collator(rows))
     learnt = []
     for row in rows:
         plain = Plain(model, processor, row, EMOTIONS)
@@ -115,7 +116,7 @@ def test_the_sequence_loss_is_the_cross_entropy_of_the_learnt_tokens(
 
 
 def test_what_is_learnt_and_what_is_not(processor: Any, scenes: list[Sample]) -> None:
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     batch = collator(rows_of(scenes, EMOTIONS))
     texts = [
         processor.tokenizer.decode([int(token) for token in labels if token != IGNORED]) for labels in batch["labels"]
@@ -123,37 +124,54 @@ def test_what_is_learnt_and_what_is_not(processor: Any, scenes: list[Sample]) ->
     assert texts[0] == "<answer><confidence>0.30</confidence><end_of_utterance>"
     assert texts[1].startswith("<think><element>x</element><human>x</human>")
     assert texts[1].endswith("</think><answer><confidence>0.60</confidence><end_of_utterance>")
-    assert (batch["labels"][:, int(batch["tree_start"]) :] == IGNORED).all()
+    trees = batch["node_parents"].min()
+    assert (batch["labels"][:, trees:] == IGNORED).all()
 
 
 def test_a_row_does_not_depend_on_its_neighbours(model: Any, processor: Any, scenes: list[Sample]) -> None:
     rows = rows_of(scenes, EMOTIONS)
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     with torch.inference_mode():
-        together = packed_losses(model, collator(rows), collator.tree)[2]
-        alone = [packed_losses(model, collator([row]), collator.tree)[2] for row in rows]
+        together = packed_losses(model, collator(rows))[2]
+        alone = [packed_losses(model, collator([row]))[2] for row in rows]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_label_sets_mix_in_a_batch(model: Any, processor: Any, scenes: list[Sample]) -> None:
+    reversed_emotions = Taxonomy(name="custom", labels=EMOTIONS.labels[::-1])
+    sets = (EMOTIONS, ALL_BEGIN_ALIKE, reversed_emotions, BEGIN_ALIKE)
+    rows = [rows_of(scenes, taxonomy)[i % 3] for i, taxonomy in enumerate(sets)]
+    collator = PackingCollator(processor, TEMPLATE)
+    with torch.inference_mode():
+        sequence, distribution, scores = packed_losses(model, collator(rows))
+        alone = [packed_losses(model, collator([row])) for row in rows]
+    assert scores.shape == (4, 7)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(scores[i, : len(row.labels)], alone[i][2][0], atol=1e-5, rtol=0)
+        assert (scores[i, len(row.labels) :] == -torch.inf).all()
+    assert float(distribution) == pytest.approx(sum(float(losses[1]) for losses in alone) / 4, abs=1e-5)
+    assert torch.isfinite(sequence)
 
 
 def test_scores_do_not_see_the_answer_of_the_response(model: Any, processor: Any, scenes: list[Sample]) -> None:
     first = rows_of(scenes, EMOTIONS)[1]
     other = dataclasses.replace(first, answer="neutral", response=render_response("neutral", 0.9, None))
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     with torch.inference_mode():
-        scores = packed_losses(model, collator([first, other]), collator.tree)[2]
+        scores = packed_losses(model, collator([first, other]))[2]
     torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
 
 
 def test_the_distribution_loss_is_a_divergence(model: Any, processor: Any, scenes: list[Sample]) -> None:
     rows = rows_of(scenes, EMOTIONS)
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     with torch.inference_mode():
-        _, loss, scores = packed_losses(model, collator(rows), collator.tree)
+        _, loss, scores = packed_losses(model, collator(rows))
         own = scores.softmax(-1)
         same = [dataclasses.replace(row, target=tuple(p.tolist())) for row, p in zip(rows, own, strict=True)]
-        zero = packed_losses(model, collator(same), collator.tree)[1]
+        zero = packed_losses(model, collator(same))[1]
         sure = [dataclasses.replace(row, target=(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)) for row in rows]
-        nll = packed_losses(model, collator(sure), collator.tree)[1]
+        nll = packed_losses(model, collator(sure))[1]
     target = torch.tensor([row.target for row in rows])
     assert float(loss) == pytest.approx(float((target * (target.log() - own.log())).sum(-1).mean()), abs=1e-5)
     assert float(zero) == pytest.approx(0.0, abs=1e-5)
@@ -162,11 +180,11 @@ def test_the_distribution_loss_is_a_divergence(model: Any, processor: Any, scene
 
 
 def test_both_losses_teach_every_part(processor: Any, scenes: list[Sample]) -> None:
-    collator = PackingCollator(processor, TEMPLATE, EMOTIONS)
+    collator = PackingCollator(processor, TEMPLATE)
     batch = collator(rows_of(scenes, EMOTIONS))
     for which in (0, 1):
         model = build_model(processor).train()
-        packed_losses(model, batch, collator.tree)[which].backward()
+        packed_losses(model, batch)[which].backward()
         for part in ("model.vision_model", "model.connector", "model.text_model"):
             grads = [p.grad for name, p in model.named_parameters() if name.startswith(part) and p.grad is not None]
             assert grads, part

@@ -114,7 +114,9 @@ def test_a_student_of_other_sight_starts_from_scratch(workspace: Workspace, monk
 def test_an_opened_model_scores(workspace: Workspace, scenes: list[Sample]) -> None:
     recipe = tiny_recipe()
     teacher_of(recipe, workspace)
-    scored = open_model(recipe, workspace.stage("calibrate")).score([scenes[0].image], "direct")
+    scored = open_model(recipe, workspace.stage("calibrate")).score(
+        [scenes[0].image], scenes[0].resolve().labels, "direct"
+    )
     assert scored.label_scores.shape == (1, 1, 7)
 
 

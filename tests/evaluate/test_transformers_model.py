@@ -19,7 +19,6 @@ from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.errors import ExportError, InputError
 from emocaliber.runtime.grammar import Mode
 from emocaliber.runtime.prompts import PromptTemplate
-from emocaliber.runtime.taxonomy import resolve_taxonomy
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
 GRID = [f"{0.05 * step:.2f}" for step in range(1, 20)]
@@ -44,7 +43,7 @@ def images() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def scored_model(model: Any, processor: Any) -> TransformersModel:
-    return TransformersModel(model, processor, SHORT, resolve_taxonomy("emotion6-7"), 10)
+    return TransformersModel(model, processor, SHORT, 10)
 
 
 class Plain:
@@ -79,7 +78,7 @@ class Plain:
 def test_direct_scores_are_those_of_plain_passes(
     scored_model: TransformersModel, model: Any, processor: Any, images: list[np.ndarray]
 ) -> None:
-    scored = scored_model.score(images, "direct")
+    scored = scored_model.score(images, LABELS, "direct")
     assert scored.texts is None
     assert scored.verbalized is not None
     for i, image in enumerate(images):
@@ -94,7 +93,7 @@ def test_direct_scores_are_those_of_plain_passes(
 def test_reason_mode_writes_greedily_and_scores_after_it(
     scored_model: TransformersModel, model: Any, processor: Any, images: list[np.ndarray]
 ) -> None:
-    scored = scored_model.score(images[:2], "reason", verbalize=False)
+    scored = scored_model.score(images[:2], LABELS, "reason", verbalize=False)
     assert scored.verbalized is None
     assert scored.texts is not None
     tokenizer = processor.tokenizer
@@ -119,8 +118,8 @@ def test_the_model_and_its_export_agree(
     model: Any, processor: Any, tiny_bundle: Path, images: list[np.ndarray], mode: Mode
 ) -> None:
     """The committed bundle is an export of this very model."""
-    ours = TransformersModel(model, processor, PromptTemplate(), resolve_taxonomy("emotion6-7"), 48)
-    in_memory = ours.score(images, mode, verbalize=True)
+    ours = TransformersModel(model, processor, PromptTemplate(), 48)
+    in_memory = ours.score(images, LABELS, mode, verbalize=True)
     with EmotionModel.load(tiny_bundle, precision="fp32", engine="cpu") as exported:
         theirs = exported.score(images, taxonomy="emotion6-7", mode=mode, verbalize=True)
     assert in_memory.label_scores.shape == (3, 1, 7)
@@ -145,7 +144,7 @@ def test_what_cannot_be_scored_is_refused(
     scored_model: TransformersModel, model: Any, processor: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError):
-        scored_model.score([str(tmp_path / "gone.png")], "direct")
+        scored_model.score([str(tmp_path / "gone.png")], LABELS, "direct")
     other = build_processor(tile_size=48)
     with pytest.raises(ExportError, match="max_image_size=48 while the vision encoder takes 32"):
-        TransformersModel(model, other, SHORT, resolve_taxonomy("emotion6-7"), 10)
+        TransformersModel(model, other, SHORT, 10)
