@@ -55,7 +55,7 @@ def test_halves_of_black_and_white():
     assert cues.lightness == pytest.approx(0.5, abs=1e-5)
     assert cues.contrast == pytest.approx(0.5, abs=1e-5)
     assert cues.chroma == pytest.approx(0, abs=1e-4)
-    assert cues.warmth == 0
+    assert measure_cues(plain(0, 0, 0)).warmth == 0
     assert cues.vivid == {}
     assert cues.symmetry == pytest.approx(1)
     # One row of 60 steps of 1, halved: 30 of 40 x 60 pixels' worth, in the 20th row, half of it in the middle columns.
@@ -82,10 +82,11 @@ def test_middle_and_border():
 
 def test_warm_and_cool_pixels_balance():
     pixels = plain(230, 120, 20, height=10, width=10)
-    assert measure_cues(pixels).warmth == 1
+    assert measure_cues(pixels).warmth == pytest.approx(1)
     pixels[:, :8] = (30, 60, 200)
     cues = measure_cues(pixels)
-    assert cues.warmth == pytest.approx(0.2 - 0.8)
+    blue, orange = (float(to_oklch(pixels[:1, x : x + 1])[1][0, 0]) for x in (0, 9))
+    assert cues.warmth == pytest.approx((0.2 * orange - 0.8 * blue) / (0.2 * orange + 0.8 * blue))
     assert cues.shares == pytest.approx({"orange": 0.2, "blue": 0.8})
     assert cues.vivid == pytest.approx({"orange": 0.2, "blue": 0.8})
 

@@ -50,6 +50,16 @@ def test_the_text_tells_what_is_there(cues):
     }
 
 
+def test_a_vivid_colour_that_is_not_among_the_named_ones_is_a_touch(cues):
+    shares = {"grey": 0.3, "black": 0.25, "brown": 0.2, "red": 0.15, "orange": 0.1}
+    parts = describe(replace(cues, shares=shares, vivid={"red": 0.05, "orange": 0.03}), {})
+    assert "; grey, black and brown, a touch of red; " in parts["element"]
+    parts = describe(replace(cues, shares={"grey": 0.98, "red": 0.02}, vivid={"red": 0.02}), {})
+    assert "; all grey, a touch of red; " in parts["element"]
+    parts = describe(replace(cues, shares={"grey": 0.985, "red": 0.015}, vivid={"red": 0.015}), {})
+    assert "; all grey; " in parts["element"]
+
+
 def test_where_the_detail_is(cues):
     def told(**fields):
         return describe(replace(cues, **{"detail_in_centre": 0.3, "detail_x": 0.5, "detail_y": 0.5, **fields}), {})

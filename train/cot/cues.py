@@ -15,8 +15,6 @@ SIDE = 96
 
 STRONG_CHROMA = 0.1
 """Chroma from which even a small patch is seen at once."""
-_WEAK_CHROMA = 0.02
-"""Chroma below which a pixel is neither warm nor cool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,8 @@ class Cues:
     chroma: float
     """Mean chroma, which is 0 for grey."""
     warmth: float
-    """Warm pixels less cool ones, as a share of all, -1..1; warm is red to yellow, cool is green-blue to violet."""
+    """Chroma of the warm pixels (red to yellow) less that of the cool ones (green-blue to violet), as a share of all
+    chroma, -1..1; 0 without any."""
     detail: float
     """Mean step of lightness between neighbouring pixels, in either direction."""
     shares: dict[str, float]
@@ -111,10 +110,9 @@ def _detail(light: Floats32) -> Floats32:
 
 
 def _warmth(chroma: Floats32, hue: Floats32) -> float:
-    coloured = chroma >= _WEAK_CHROMA
-    warm = coloured & ((hue < 110) | (hue >= 345))
-    cool = coloured & (hue >= 160) & (hue < 310)
-    return float(warm.mean() - cool.mean())
+    warm, cool = (hue < 110) | (hue >= 345), (hue >= 160) & (hue < 310)
+    total = float(chroma.sum())
+    return float(chroma[warm].sum() - chroma[cool].sum()) / total if total else 0.0
 
 
 def _shares(names: npt.NDArray[np.int8], total: int | None = None) -> dict[str, float]:

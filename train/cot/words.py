@@ -17,20 +17,20 @@ from .cues import Cues
 DARK, DIM, BRIGHT = 0.38, 0.51, 0.62  # 20 %, 50 %, 80 % of lightness
 LOW_CONTRAST, HIGH_CONTRAST = 0.145, 0.24  # 20 %, 80 %
 COLOURLESS, MUTED, VIVID = 0.01, 0.025, 0.057  # 14 %, 33 %, 75 % of chroma
-COOL, WARM = -0.08, 0.42  # 20 %, 67 % of warmth
+COOL, WARM = -0.2, 0.77  # 20 %, 67 % of warmth
 SMOOTH, BUSY = 0.024, 0.054  # 20 %, 80 % of detail
 DARKER_TOP, LIGHTER_TOP = -0.07, 0.2  # 20 %, 80 % of upper less lower lightness
 DARKER_CENTRE, LIGHTER_CENTRE = -0.06, 0.13  # 20 %, 80 % of central less surrounding lightness
 OUTSIDE, INSIDE = 0.23, 0.375  # 10 %, 80 % of the share of detail in the middle
 ASIDE, ABOVE, BELOW = 0.045, 0.44, 0.57  # detail off the middle: 10 % to either side, 10 % upwards, 20 % downwards
-ALIKE = 0.6  # 80 % of symmetry
+ALIKE = 0.72  # 90 % of symmetry
 
 ALL, MOSTLY, SOME, TOUCH = 0.9, 0.5, 0.12, 0.02
 """Shares of the pixels: of the first colour, for the first two; of any colour; of a vivid one not named else."""
 
-MEAN_LIGHTNESS, SD_LIGHTNESS = 0.51, 0.14
-MEAN_CHROMA, SD_CHROMA = 0.036, 0.028
-"""Median and robust standard deviation over the same photographs."""
+MEDIAN_LIGHTNESS, SD_LIGHTNESS = 0.51, 0.14
+MEDIAN_CHROMA, SD_CHROMA = 0.036, 0.028
+"""Median and standard deviation (interquartile range / 1.349) over the same photographs."""
 
 FEELING = 0.35
 """Standard deviations of pleasure or arousal from where a word is used."""
@@ -40,47 +40,14 @@ AGREE, MOST, DIVIDED = 0.8, 0.5, 0.7
 SECOND = 0.15
 """Share of the votes from which a second label is named beside a majority."""
 
-PLEASANT = frozenset(
-    [
-        "affection",
-        "amusement",
-        "awe",
-        "cheerfullness",
-        "contentment",
-        "enthrallment",
-        "excitement",
-        "gratitude",
-        "happiness",
-        "joy",
-        "love",
-        "optimism",
-        "positive",
-        "pride",
-        "relief",
-        "zest",
-    ]
-)
-UNPLEASANT = frozenset(
-    [
-        "anger",
-        "contempt",
-        "disappointment",
-        "disgust",
-        "envy",
-        "exasperation",
-        "fear",
-        "horror",
-        "irritabilty",
-        "negative",
-        "neglect",
-        "nervousness",
-        "rage",
-        "sadness",
-        "shame",
-        "suffering",
-        "sympathy",
-    ]
-)
+PLEASANT = frozenset({
+    "affection", "amusement", "awe", "cheerfullness", "contentment", "enthrallment", "excitement", "gratitude",
+    "happiness", "joy", "love", "optimism", "positive", "pride", "relief", "zest",
+})  # fmt: skip
+UNPLEASANT = frozenset({
+    "anger", "contempt", "disappointment", "disgust", "envy", "exasperation", "fear", "horror", "irritabilty",
+    "negative", "neglect", "nervousness", "rage", "sadness", "shame", "suffering", "sympathy",
+})  # fmt: skip
 """Labels with a side; the others, such as surprise and neutral, have none."""
 
 
@@ -94,7 +61,7 @@ def describe(cues: Cues, annotations: Mapping[str, str]) -> dict[str, str]:
     noted = [f"{name} {value}" for name, value in annotations.items() if name != "category"]
     category = annotations.get("category")
     return {
-        "element": f"{_light(cues)}; {_colours(cues.shares)}{_touch(cues)}; {_detail(cues)}",
+        "element": f"{_light(cues)}; {_colours(cues)}; {_detail(cues)}",
         "human": f"subject: {category}" if category is not None else "people not judged",
         "context": "; ".join([*noted, _places(cues)]),
         "interaction": _composition(cues),
@@ -145,23 +112,20 @@ def _light(cues: Cues) -> str:
     return ", ".join([*words, f"{contrast} contrast"])
 
 
-def _colours(shares: Mapping[str, float]) -> str:
-    ranked = [(name, share) for name, share in _ranked(shares) if share >= SOME][:3]
+def _colours(cues: Cues) -> str:
+    """Returns the words for up to three colours, and for one more that is vivid, though it covers little."""
+    ranked = [(name, share) for name, share in _ranked(cues.shares) if share >= SOME][:3]
+    names = [name for name, _ in ranked]
+    touches = [name for name, share in _ranked(cues.vivid) if share >= TOUCH and name not in names]
+    touch = f", a touch of {touches[0]}" if touches else ""
     if not ranked:
-        return "many colours"
+        return f"many colours{touch}"
     first, share = ranked[0]
     if share >= ALL:
-        return f"all {first}"
-    rest = [name for name, _ in ranked[1:]]
-    if share >= MOSTLY:
-        return f"mostly {first}" + (f", some {_listed(rest)}" if rest else "")
-    return _listed([first, *rest])
-
-
-def _touch(cues: Cues) -> str:
-    """Returns the words for the largest vivid colour that covers too little to be named otherwise, or none."""
-    small = [name for name, share in _ranked(cues.vivid) if share >= TOUCH and cues.shares[name] < SOME]
-    return f", a touch of {small[0]}" if small else ""
+        return f"all {first}{touch}"
+    if share < MOSTLY:
+        return f"{_listed(names)}{touch}"
+    return f"mostly {first}" + (f", some {_listed(names[1:])}" if names[1:] else "") + touch
 
 
 def _detail(cues: Cues) -> str:
@@ -205,8 +169,8 @@ def _feeling(cues: Cues) -> tuple[int, int]:
     Valdez & Mehrabian 1994, "Effects of color on emotions": pleasure = 0.69 b + 0.22 s, arousal = -0.31 b + 0.60 s, in
     standard deviations.
     """
-    b = (cues.lightness - MEAN_LIGHTNESS) / SD_LIGHTNESS
-    s = (cues.chroma - MEAN_CHROMA) / SD_CHROMA
+    b = (cues.lightness - MEDIAN_LIGHTNESS) / SD_LIGHTNESS
+    s = (cues.chroma - MEDIAN_CHROMA) / SD_CHROMA
     pleasure, arousal = 0.69 * b + 0.22 * s, -0.31 * b + 0.60 * s
     return (pleasure > FEELING) - (pleasure < -FEELING), (arousal > FEELING) - (arousal < -FEELING)
 
