@@ -77,6 +77,9 @@ def test_annotations_are_told_as_such(cues):
     parts = describe(cues, {"category": "scenery", "theme": "sunset"})
     assert parts["human"] == "subject: scenery"
     assert parts["context"] == "theme sunset; orange above, black below, lighter above"
+    parts = describe(cues, {"object": "dog, ball", "facial expression": "happy", "human action": "playing"})
+    assert parts["human"] == "facial expression happy; action playing"
+    assert parts["context"] == "object dog, ball; orange above, black below, lighter above"
 
 
 @pytest.mark.parametrize(

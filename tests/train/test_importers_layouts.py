@@ -164,6 +164,21 @@ def test_emoset_lists_with_and_without_an_id(tmp_path):
     }
 
 
+def test_emoset_attributes_are_annotations(tmp_path, capsys):
+    picture(tmp_path / "image/awe/awe_2.jpg")
+    (tmp_path / "train.json").write_text('[["awe", "image/awe/awe_2.jpg", "annotation/awe/awe_2.json"]]')
+    noted = tmp_path / "annotation/awe/awe_2.json"
+    noted.parent.mkdir(parents=True)
+    attributes = {"emotion": "awe", "brightness": 0.4, "scene": "Lake", "object": ["Tree", "Boat"], "human_action": ""}
+    noted.write_text(json.dumps(attributes))
+    (line,) = imported("emoset", tmp_path, tmp_path / "out").values()
+    assert line["annotations"] == {"scene": "lake", "object": "tree, boat"}
+    for text, message in (("{", "awe_2.json is not JSON"), ("[]", "awe_2.json holds no object")):
+        noted.write_text(text)
+        assert run_import("emoset", tmp_path, tmp_path / "out") == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -51,18 +51,22 @@ UNPLEASANT = frozenset({
 """Labels with a side; the others, such as surprise and neutral, have none."""
 
 
+_HUMAN = {"category": "subject:", "facial expression": "facial expression", "human action": "action"}
+"""Annotations that the part about people tells, and how it calls them."""
+
+
 def describe(cues: Cues, annotations: Mapping[str, str]) -> dict[str, str]:
     """Returns the text of the first four parts.
 
     Args:
         cues: What was measured.
-        annotations: What the set notes about the image besides emotion; a ``category`` is told as the subject.
+        annotations: What the set notes about the image besides emotion; what is about people is told in ``human``.
     """
-    noted = [f"{name} {value}" for name, value in annotations.items() if name != "category"]
-    category = annotations.get("category")
+    human = [f"{title} {annotations[name]}" for name, title in _HUMAN.items() if name in annotations]
+    noted = [f"{name} {value}" for name, value in annotations.items() if name not in _HUMAN]
     return {
         "element": f"{_light(cues)}; {_colours(cues)}; {_detail(cues)}",
-        "human": f"subject: {category}" if category is not None else "people not judged",
+        "human": "; ".join(human) or "people not judged",
         "context": "; ".join([*noted, _places(cues)]),
         "interaction": _composition(cues),
     }

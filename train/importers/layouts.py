@@ -23,6 +23,8 @@ LABEL_COLUMNS = ("label", "emotion", "class", "category", "sentiment", "ground_t
 SPLIT_COLUMNS = ("split", "phase", "usage", "set")
 ABSTRACT_TABLE = "ABSTRACT_groundTruth.csv"
 _EMOSET_LISTS = ("train.json", "val.json", "test.json")
+_EMOSET_ATTRIBUTES = ("scene", "object", "facial_expression", "human_action")
+"""What EmoSet notes in words; its brightness and colourfulness are numbers, which can be measured."""
 _WEBEMO_LISTS = ("train25.txt", "test25.txt")
 
 
@@ -36,6 +38,7 @@ class Labelled:
     """What the set calls the class."""
     where: str
     split: str | None = None
+    annotations: dict[str, str] | None = None
 
 
 def labelled_set(
@@ -124,6 +127,7 @@ def _lines(
                 taxonomy=taxonomy,
                 answer=label_of(item.word, taxonomy, item.where),
                 split=item.split,
+                annotations=item.annotations,
             )
             reading.entries.append(entry)
     return reading
@@ -231,4 +235,25 @@ def _from_lists(paths: tuple[Path, ...]) -> Iterator[Labelled]:
             images = [text for text in texts[1:] if Path(text).suffix.lower() in IMAGE_SUFFIXES]
             if len(images) != 1:
                 raise InputError(f"{where} is {row!r}, expected [label, ..., path of one image, ...]")
-            yield Labelled(path=images[0], word=texts[0], where=where, split=SPLIT_NAMES[path.stem])
+            noted = [path.parent / text for text in texts[1:] if text.endswith(".json")]
+            yield Labelled(
+                path=images[0], word=texts[0], where=where, split=SPLIT_NAMES[path.stem],
+                annotations=_attributes(noted[0]) if noted and noted[0].is_file() else None,
+            )  # fmt: skip
+
+
+def _attributes(path: Path) -> dict[str, str] | None:
+    """Returns what an annotation file of EmoSet notes in words besides emotion, or None where it notes nothing."""
+    try:
+        record = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no object")
+    noted = {}
+    for name in _EMOSET_ATTRIBUTES:
+        value = record.get(name)
+        words = [word.strip() for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+        if any(words):
+            noted[name.replace("_", " ")] = ", ".join(word for word in words if word).casefold()
+    return noted or None
