@@ -18,6 +18,7 @@ from emocaliber.evaluate.metrics import brier_losses, mean_set_size, set_coverag
 from emocaliber.evaluate.records import Comparison, CoverageRow, Example, ReportData, StageResult
 from emocaliber.evaluate.report import render_report
 from emocaliber.evaluate.summary import expected_correctness
+from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import replace_calibration
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.bundle import Bundle
@@ -30,7 +31,7 @@ from emocaliber.runtime.samples import Sample
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage
 from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run_verbalize, run_vision
-from emocaliber.train.workspace import Workspace, load_samples
+from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
 from .stages import open_model, run_bundle, run_collect, run_fit, run_student
@@ -49,6 +50,21 @@ _TITLES = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _HeldOut:
+    """The held-out samples of one taxonomy."""
+
+    samples: list[Sample]
+    truth: Truth
+    suffix: str
+    """Tells the results of several taxonomies apart; empty where there is one."""
+
+    @property
+    def reasoned(self) -> list[Sample]:
+        """Those on which reason mode is measured."""
+        return self.samples[:REASON_IMAGES]
+
+
 @dataclass
 class _Measured:
     """What the run has measured so far."""
@@ -56,6 +72,7 @@ class _Measured:
     results: list[StageResult] = field(default_factory=list)
     coverage: list[CoverageRow] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     stated: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     """Stage to (stated confidences, expected correctness) in reason mode."""
 
@@ -78,18 +95,21 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     _claim(recipe, root)
     started = time.perf_counter()
     wall = _run_stages(recipe, workspace)
-    test = load_samples(recipe, workspace, "test")
-    truth = truth_of(test)
+    held_out = _held_out(recipe, workspace)
     _say("measuring on held-out images")
     measured = _Measured()
     for name in ("reason", "verbalize", "calibrate", "student"):
-        _measure_model(name, recipe, workspace, test, truth, wall, measured)
-    reasoned = _measure_bundle(workspace, test, truth, wall, measured)
-    _compare_confidences(truth, measured)
+        model = open_model(recipe, workspace.stage(name))
+        for part in held_out:
+            _measure_model(name, model, part, wall, measured)
+    with EmotionModel.load(workspace.bundle) as bundle:
+        for part in held_out:
+            _measure_bundle(bundle, part, wall, measured)
+    _compare_confidences(held_out, measured)
     total_s = time.perf_counter() - started
     metrics = _metrics(recipe, measured, wall, total_s)
     atomic_write(root / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    atomic_write(root / "report.html", render_report(_report(recipe, measured, test, truth, reasoned, total_s)))
+    atomic_write(root / "report.html", render_report(_report(recipe, measured, held_out, total_s)))
     _record_in_card(workspace.bundle, metrics)
     return workspace.bundle
 
@@ -133,31 +153,35 @@ def _run_stages(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
     return wall
 
 
+def _held_out(recipe: Recipe, workspace: Workspace) -> list[_HeldOut]:
+    """Returns the test split by taxonomy."""
+    samples = load_samples(recipe, workspace, "test")
+    groups = {name: [sample for sample in samples if sample.taxonomy == name] for name in recipe.taxonomies}
+    return [
+        _HeldOut(samples=group, truth=truth_of(group), suffix="" if len(groups) == 1 else f" · {name}")
+        for name, group in groups.items()
+        if group
+    ]
+
+
 def _measure_model(
-    name: str,
-    recipe: Recipe,
-    workspace: Workspace,
-    test: list[Sample],
-    truth: Truth,
-    wall: dict[str, float],
-    measured: _Measured,
+    name: str, model: TransformersModel, part: _HeldOut, wall: dict[str, float], measured: _Measured
 ) -> None:
     """Measures a model in memory: reason mode, and for the student direct mode too."""
-    model = open_model(recipe, workspace.stage(name))
     modes: tuple[Mode, ...] = ("direct", "reason") if name == "student" else ("reason",)
     for mode in modes:
-        chosen = test if mode == "direct" else test[:REASON_IMAGES]
+        chosen = part.samples if mode == "direct" else part.reasoned
         states = mode == "reason" and name != "reason"
         probabilities, stated = teacher_outputs(model, chosen, mode, verbalize=states)
         if stated is not None:
-            labels = truth.labels[: len(chosen)]
-            measured.stated[name] = (stated, expected_correctness(probabilities, labels))
+            labels = part.truth.labels[: len(chosen)]
+            measured.stated[name + part.suffix] = (stated, expected_correctness(probabilities, labels))
         measured.results.append(
             stage_result(
-                name if mode == "reason" and name != "student" else f"student_float_{mode}",
-                _TITLES[name],
+                (name if mode == "reason" and name != "student" else f"student_float_{mode}") + part.suffix,
+                _TITLES[name] + part.suffix,
                 mode,
-                truth,
+                part.truth,
                 probabilities,
                 verbalized=stated,
                 wall_s=wall[name],
@@ -165,93 +189,90 @@ def _measure_model(
         )
 
 
-def _measure_bundle(
-    workspace: Workspace, test: list[Sample], truth: Truth, wall: dict[str, float], measured: _Measured
-) -> list[Prediction]:
-    """Measures the exported, quantised, calibrated student through the public API; returns its reasoned predictions."""
-    predictions: list[Prediction] = []
-    with EmotionModel.load(workspace.bundle) as model:
-        for mode in MODES:
-            chosen = test if mode == "direct" else test[:REASON_IMAGES]
-            probabilities, stated, predictions = bundle_outputs(model, chosen, mode)
-            title = f"student, {model.precision}, calibrated"
-            for coverage in COVERAGES:
-                members = set_members(predictions, coverage)
-                measured.coverage.append(
-                    CoverageRow(
-                        name=f"{title} ({mode})",
-                        target=coverage,
-                        coverage=set_coverage(members, truth.labels[: len(chosen)]),
-                        size=mean_set_size(members),
-                        n=len(chosen),
-                    )
-                )
-            measured.results.append(
-                stage_result(
-                    f"student_{model.precision}_{mode}",
-                    title,
-                    mode,
-                    truth,
-                    probabilities,
-                    verbalized=stated,
-                    sets=set_members(predictions, 0.9),
-                    wall_s=wall["bundle"] + wall["fit"],
+def _measure_bundle(model: EmotionModel, part: _HeldOut, wall: dict[str, float], measured: _Measured) -> None:
+    """Measures the exported, quantised, calibrated student through the public API."""
+    for mode in MODES:
+        chosen = part.samples if mode == "direct" else part.reasoned
+        probabilities, stated, predictions = bundle_outputs(model, chosen, mode)
+        title = f"student, {model.precision}, calibrated{part.suffix}"
+        for coverage in COVERAGES:
+            members = set_members(predictions, coverage)
+            measured.coverage.append(
+                CoverageRow(
+                    name=f"{title} ({mode})",
+                    target=coverage,
+                    coverage=set_coverage(members, part.truth.labels[: len(chosen)]),
+                    size=mean_set_size(members),
+                    n=len(chosen),
                 )
             )
-    return predictions
-
-
-def _compare_confidences(truth: Truth, measured: _Measured) -> None:
-    """Compares the stated confidence before and after reinforcement, on the same images."""
-    losses = {name: brier_losses(*measured.stated[name]) for name in ("verbalize", "calibrate")}
-    measured.comparisons.append(
-        Comparison(
-            title="Brier score of the stated confidence: calibrate minus verbalize",
-            interval=paired_difference(losses["verbalize"], losses["calibrate"]),
+        measured.results.append(
+            stage_result(
+                f"student_{model.precision}_{mode}{part.suffix}",
+                title,
+                mode,
+                part.truth,
+                probabilities,
+                verbalized=stated,
+                sets=set_members(predictions, 0.9),
+                wall_s=wall["bundle"] + wall["fit"],
+            )
         )
-    )
+        if mode == "reason":
+            shown = _gallery(part.truth, len(chosen))
+            measured.examples += [_example(part, i, predictions[i]) for i in shown]
+
+
+def _compare_confidences(held_out: list[_HeldOut], measured: _Measured) -> None:
+    """Compares the stated confidence before and after reinforcement, on the same images."""
+    for part in held_out:
+        before, after = (brier_losses(*measured.stated[name + part.suffix]) for name in ("verbalize", "calibrate"))
+        measured.comparisons.append(
+            Comparison(
+                title=f"Brier score of the stated confidence: calibrate minus verbalize{part.suffix}",
+                interval=paired_difference(before, after),
+            )
+        )
 
 
 def _metrics(recipe: Recipe, measured: _Measured, wall: dict[str, float], total_s: float) -> dict[str, Any]:
-    difference = measured.comparisons[0].interval
     return {
         "recipe": recipe.name,
-        "taxonomy": recipe.taxonomy,
+        "taxonomies": list(recipe.taxonomies),
         "seed": recipe.seed,
         "emocaliber": version("emocaliber"),
         "stages": {
             result.name: {"title": result.title, "mode": result.mode, **result.metrics, "intervals": result.intervals}
             for result in measured.results
         },
-        "verbalized_brier_calibrate_minus_verbalize": {
-            "difference": difference.estimate,
-            "interval": list(difference.bounds),
-            "level": difference.level,
-        },
+        "comparisons": [
+            {
+                "title": comparison.title,
+                "difference": comparison.interval.estimate,
+                "interval": list(comparison.interval.bounds),
+                "level": comparison.interval.level,
+            }
+            for comparison in measured.comparisons
+        ],
         "coverage": [to_mapping(row) for row in measured.coverage],
         "wall_s": {**wall, "total": total_s},
     }
 
 
-def _report(
-    recipe: Recipe, measured: _Measured, test: list[Sample], truth: Truth, reasoned: list[Prediction], total_s: float
-) -> ReportData:
+def _report(recipe: Recipe, measured: _Measured, held_out: list[_HeldOut], total_s: float) -> ReportData:
+    count, reasoned = (sum(map(len, parts)) for parts in zip(*((p.samples, p.reasoned) for p in held_out), strict=True))
     return ReportData(
         title=f"EmoCaliber {recipe.name}",
         subtitle=(
-            "A small vision-language model learnt to reason about scenes, to state a confidence, and to mean it; a "
+            "A small vision-language model learnt to reason about images, to state a confidence, and to mean it; a "
             "smaller one learnt from it, was exported, quantised and calibrated. Every figure is on held-out images."
         ),
         stages=tuple(measured.results),
-        examples=tuple(_example(test[i], truth, i, reasoned[i]) for i in _gallery(truth, len(reasoned))),
-        notes=(
-            "Accuracy, ECE, Brier and AUROC are taken against labels sampled from each scene's true posterior; nobody "
-            "can be more accurate than the Bayes accuracy beside them.",
-            "The scenes are drawn by a program and their truth is a model of emotion, not people's answers.",
-        ),
+        examples=tuple(measured.examples),
+        notes=_notes(recipe),
         facts={
-            "taxonomy": recipe.taxonomy,
-            "held-out images": f"{len(test)} direct, {min(REASON_IMAGES, len(test))} with reasoning",
+            "taxonomies": ", ".join(recipe.taxonomies),
+            "held-out images": f"{count} direct, {reasoned} with reasoning",
             "seed": str(recipe.seed),
             "run": f"{total_s:.0f} s",
             "version": version("emocaliber"),
@@ -261,14 +282,26 @@ def _report(
     )
 
 
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.data.samples.startswith(SCENES):
+        return (
+            "Accuracy, ECE, Brier and AUROC are taken against labels sampled from each scene's true posterior; nobody "
+            "can be more accurate than the Bayes accuracy beside them.",
+            "The scenes are drawn by a program and their truth is a model of emotion, not people's answers.",
+        )
+    return ("Accuracy, ECE, Brier and AUROC are taken against the label with most votes, KL against the votes.",)
+
+
 def _gallery(truth: Truth, count: int) -> list[int]:
     """Returns which of the first ``count`` held-out images to show: from the clearest to the most ambiguous."""
-    sureness = np.zeros(count) if truth.posterior is None else truth.posterior[:count].max(axis=1)
+    known = truth.posterior if truth.posterior is not None else truth.votes
+    sureness = np.zeros(count) if known is None else known[:count].max(axis=1)
     order = np.argsort(-sureness, kind="stable")
     return [int(order[i]) for i in np.linspace(0, len(order) - 1, EXAMPLES).round().astype(int)]
 
 
-def _example(sample: Sample, truth: Truth, index: int, prediction: Prediction) -> Example:
+def _example(part: _HeldOut, index: int, prediction: Prediction) -> Example:
+    sample = part.samples[index]
     true = sample.true_posterior() or sample.distribution()
     return Example(
         image_png=Path(sample.image).read_bytes(),
@@ -279,7 +312,7 @@ def _example(sample: Sample, truth: Truth, index: int, prediction: Prediction) -
         label=prediction.label,
         confidence=prediction.confidence,
         reasoning=prediction.reasoning,
-        answer=tuple(prediction.distribution)[int(truth.labels[index])],
+        answer=tuple(prediction.distribution)[int(part.truth.labels[index])],
     )
 
 

@@ -46,17 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(metrics: dict[str, Any], out: Path) -> str:
-    lines = [f"{'stage':<24} {'accuracy':>8} {'Bayes':>6} {'KL':>6} {'ECE':>6} {'Brier':>6} {'AUROC':>6} {'n':>5}"]
+    width = max(24, *map(len, metrics["stages"]))
+    lines = [f"{'stage':<{width}} {'accuracy':>8} {'Bayes':>6} {'KL':>6} {'ECE':>6} {'Brier':>6} {'AUROC':>6} {'n':>5}"]
     for name, row in metrics["stages"].items():
-        figures = [row[key] for key in ("accuracy", "bayes_accuracy", "kl", "ece", "brier", "auroc")]
+        figures = [row.get(key) for key in ("accuracy", "bayes_accuracy", "kl", "ece", "brier", "auroc")]
         shown = [f"{'-' if value is None else format(value, '.3f'):>6}" for value in figures]
-        lines.append(f"{name:<24}   {' '.join(shown)} {row['n']:>5}")
-    change = metrics["verbalized_brier_calibrate_minus_verbalize"]
-    low, high = change["interval"]
+        lines.append(f"{name:<{width}}   {' '.join(shown)} {row['n']:>5}")
+    lines.append("")
+    for change in metrics["comparisons"]:
+        low, high = change["interval"]
+        difference = f"{change['difference']:+.4f} ({change['level']:.0%} interval {low:+.4f} to {high:+.4f})"
+        lines.append(f"{change['title']}: {difference}")
     lines += [
-        "",
-        f"Brier score of the stated confidence, calibrate minus verbalize: {change['difference']:+.4f} "
-        f"({change['level']:.0%} interval {low:+.4f} to {high:+.4f})",
         f"bundle:  {out / 'bundle'}",
         f"figures: {out / 'metrics.json'}",
         f"report:  {out / 'report.html'}",

@@ -156,7 +156,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Returns three to seven round numbers that enclose the range."""
     reach = max(high - low, abs(high) * 1e-3, 1e-9)
     power = 10.0 ** math.floor(math.log10(reach))
-    step = next(power * factor for factor in (0.2, 0.5, 1.0, 2.0) if reach <= 4.5 * power * factor)
+    step = next(power * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0) if reach <= 4.5 * power * factor)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [place * step for place in range(first, max(last, first + 1) + 1)]
 

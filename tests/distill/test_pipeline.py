@@ -68,7 +68,7 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
             name not in ("reason", "student_float_direct", "student_int8_direct")
         )
         assert ("set_coverage" in figures) == name.startswith("student_int8")
-    assert set(metrics["verbalized_brier_calibrate_minus_verbalize"]) == {"difference", "interval", "level"}
+    assert [set(entry) for entry in metrics["comparisons"]] == [{"title", "difference", "interval", "level"}]
     assert [row["target"] for row in metrics["coverage"]] == [0.8, 0.9, 0.95] * 2
     assert {
         "vision",
