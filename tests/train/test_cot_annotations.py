@@ -1,8 +1,6 @@
 """What a set notes about its images besides emotion: from its own tables to the samples, and into the text."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from importer_run import imported, picture
@@ -55,14 +53,9 @@ def test_annotations_are_plain_words(annotations):
         Sample(image="/a.png", taxonomy="fi-8", annotations=annotations)
 
 
-REAL = os.environ.get("EMOCALIBER_DATA")
-
-
-@pytest.mark.skipif(REAL is None, reason="EMOCALIBER_DATA names no folder of real sets")
 @pytest.mark.parametrize(("name", "category"), [("oasis", "animal"), ("bass", None), ("emotion6", None)])
-def test_real_sets_get_short_texts_of_few_words_that_differ(tmp_path, name, category):
-    assert REAL is not None
-    source = Path(REAL) / name
+def test_real_sets_get_short_texts_of_few_words_that_differ(tmp_path, real_sets, name, category):
+    source = real_sets / name
     if not source.is_dir():
         pytest.skip(f"no {name}")
     everything = imported(name, source, tmp_path / "set")

@@ -165,7 +165,7 @@ def test_a_finished_build_is_left_alone(source, tmp_path):
 def test_other_settings_or_samples_are_refused(source, tmp_path):
     with pytest.raises(BackendError):
         build(source, tmp_path / "out", Numbered(fail_at=2))
-    with pytest.raises(ConfigError, match=r"with other settings \(seed was 0, now 1\); choose another folder"):
+    with pytest.raises(ConfigError, match=r"made with other settings \(seed was 0, now 1\); give the same ones"):
         build(source, tmp_path / "out", Numbered(seed=1))
     build(source, tmp_path / "out", Numbered())
     with pytest.raises(ConfigError, match="seed was 0, now 1"):

@@ -1,13 +1,12 @@
 """Reasoning for a whole samples file, by any writer: resumed exactly after a kill, and recorded.
 
-While it runs, `JOURNAL` holds what was asked and one line for each sample that is done, in order, added a whole chunk
-at a time. The results are made from it at the end, the record of their origin last, and then it is deleted.
+While it runs, `JOURNAL` holds what was asked and one line for each sample that is done, added a whole chunk at a time.
+The results are made from it at the end, the record of their origin last, and then it is deleted.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.files import atomic_write, sha256_of
 from emocaliber.runtime.grammar import render_reasoning
+from emocaliber.runtime.journal import Journal, refuse_other
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.samples import Sample, read_samples, write_samples
 
@@ -122,18 +122,16 @@ def build_reasoning(source: Path, folder: Path, writer: Writer, progress: Callab
     if finished is not None:
         (folder / JOURNAL).unlink(missing_ok=True)
         return finished
-    outcomes = _resume(folder / JOURNAL, settings, writer.chunk, len(samples))
-    with (folder / JOURNAL).open("ab") as journal:
-        progress(len(outcomes), len(samples))
-        while len(outcomes) < len(samples):
-            done = _write(writer, samples[len(outcomes) : len(outcomes) + writer.chunk])
-            journal.write("".join(_line(_compact(outcome)) for outcome in done).encode())
-            journal.flush()
-            os.fsync(journal.fileno())
-            outcomes += done
-            progress(len(outcomes), len(samples))
+    journal = Journal(folder / JOURNAL, settings, chunk=writer.chunk, total=len(samples))
+    progress(len(journal.items), len(samples))
+    while len(journal.items) < len(samples):
+        start = len(journal.items)
+        done = _write(writer, samples[start : start + writer.chunk])
+        journal.add([_compact(outcome) for outcome in done])
+        progress(len(journal.items), len(samples))
+    outcomes = [from_mapping(Outcome, item, f"{folder / JOURNAL}") for item in journal.items]
     built = _finish(folder, settings, source, samples, outcomes)
-    (folder / JOURNAL).unlink()
+    journal.delete()
     return built
 
 
@@ -155,23 +153,6 @@ def _write(writer: Writer, chunk: Sequence[Sample]) -> list[Outcome]:
     return outcomes
 
 
-def _resume(journal: Path, settings: Mapping[str, Any], chunk: int, total: int) -> list[Outcome]:
-    """Returns the outcomes of the whole chunks that the journal holds, cuts the rest off it, and begins it if need be.
-
-    Whole chunks, because a writer may draw by chance for a chunk at a time.
-    """
-    if not journal.exists():
-        atomic_write(journal, _line({"settings": settings}))
-        return []
-    lines = journal.read_bytes().splitlines(keepends=True)
-    _refuse_other(journal, json.loads(lines[0])["settings"], settings)
-    complete = [line for line in lines[1:] if line.endswith(b"\n")][:total]
-    if len(complete) < total:
-        complete = complete[: len(complete) // chunk * chunk]
-    os.truncate(journal, sum(map(len, [lines[0], *complete])))
-    return [from_mapping(Outcome, json.loads(line), f"{journal}") for line in complete]
-
-
 def _finished(folder: Path, settings: Mapping[str, Any]) -> Built | None:
     """Returns what a build with these settings left, if it came to its end; refuses what is not such a build's."""
     path = folder / PROVENANCE
@@ -182,24 +163,11 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> Built | None:
     record = json.loads(path.read_bytes())
     if "settings" not in record:
         raise ConfigError(f"{folder} holds the samples of another command; choose another folder")
-    _refuse_other(path, record["settings"], settings)
+    refuse_other(path, record["settings"], settings)
     kept = folder / SAMPLES if "samples_sha256" in record else None
     if kept is not None and (not kept.is_file() or sha256_of(kept) != record["samples_sha256"]):
         raise ConfigError(f"{kept} is not what {path} says; delete {path} to build it again")
     return Built(samples=kept, counts=record["counts"], rejected=record["rejected"], texts=record["texts"])
-
-
-def _refuse_other(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    asked = json.loads(json.dumps(asked))
-    changed = [key for key in sorted({*stored, *asked}) if stored.get(key) != asked.get(key)]
-    if changed:
-        faults = "; ".join(f"{key} was {_short(stored.get(key))}, now {_short(asked.get(key))}" for key in changed)
-        raise ConfigError(f"{path} is of a build with other settings ({faults}); choose another folder")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _finish(
