@@ -41,7 +41,13 @@ class DataRecipe:
     """Which samples are used for what."""
 
     samples: str
-    """Samples file, or ``scenes:COUNT`` for procedural scenes made on the fly."""
+    """Samples file; or ``scenes:COUNT`` for procedural scenes; or ``sets:FOLDER`` for published sets, a folder each."""
+    sets: tuple[str, ...] = ()
+    """Of ``sets:FOLDER``, which are used: imported as by ``emocaliber data import``, given reasoning from their cues."""
+    splits: dict[str, float] = field(default_factory=dict)
+    """Of ``sets:FOLDER``, name and share of each split; empty for each set's own."""
+    annotations: tuple[str, ...] = ()
+    """Of ``sets:FOLDER``, which of a set's own notes about an image its reasoning may tell, besides measured cues."""
     calibration: int = 0
     """For scenes: how many more are made for the calibration split."""
     test: int = 0

@@ -1,0 +1,64 @@
+"""Published sets put together for one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_run import tiny_recipe
+
+from emocaliber.runtime.errors import ConfigError, InputError
+from emocaliber.runtime.grammar import REASONING_TAGS
+from emocaliber.runtime.samples import read_samples
+from emocaliber.train.sets import gather_sets
+
+EMOTION6 = "[image_filename]\t[valence]\t[arousal]" + "".join(
+    f"\t[prob. {name}]" for name in ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
+)
+BASS = "file_name,val_mean_us,val_sd_us,val_n_us,val_mean_ch,val_sd_ch,val_n_ch"
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """Twelve images of Emotion6 and twelve of BASS, in their published layouts."""
+    root = tmp_path / "sets"
+    for name, table, header in (("emotion6", "ground_truth.txt", EMOTION6), ("bass", "BASS_data.csv", BASS)):
+        (root / name / "images").mkdir(parents=True)
+        rows = [header]
+        for number in range(12):
+            file = f"{'abcdefghijkl'[number]}1.png"
+            Image.new("RGB", (8, 8), (20 * number, 90, 250 - 20 * number)).save(root / name / "images" / file)
+            votes = ["0.2", "0", "0", "0.5", "0.3", "0", "0"]
+            cells = [file, "5", "5", *votes] if name == "emotion6" else [file, "7", "2", "30", "4", "2", "30"]
+            rows.append(("\t" if name == "emotion6" else ",").join(cells))
+        (root / name / table).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def test_sets_are_imported_with_reasoning_and_put_together_once(sets: Path, tmp_path: Path) -> None:
+    data = tiny_recipe(
+        data={"samples": f"sets:{sets}", "sets": ["emotion6", "bass"], "splits": {"train": 0.5, "test": 0.5}}
+    ).data
+    path = gather_sets(data, sets, tmp_path / "data", seed=0)
+    samples = read_samples(path)
+    assert len(samples) == 24
+    assert {sample.taxonomy for sample in samples} == {"emotion6-7", "sentiment-2"}
+    assert {sample.split for sample in samples} == {"train", "test"}
+    assert all(set(sample.reasoning or {}) == set(REASONING_TAGS) for sample in samples)
+    assert all(Path(sample.image).is_file() for sample in samples)
+    written = path.stat().st_mtime_ns
+    assert gather_sets(data, sets, tmp_path / "data", seed=0) == path
+    assert path.stat().st_mtime_ns == written
+
+
+def test_sets_that_are_unknown_or_absent_are_named(sets: Path, tmp_path: Path) -> None:
+    def gather(*names: str) -> None:
+        gather_sets(tiny_recipe(data={"samples": "sets:x", "sets": names}).data, sets, tmp_path / "data", seed=0)
+
+    with pytest.raises(ConfigError, match=r"data.sets is \['emotion7'\], known: scenes, vecbench"):
+        gather("emotion7")
+    with pytest.raises(ConfigError, match=r"data.sets is \[\]"):
+        gather()
+    with pytest.raises(InputError, match=r"lacks oasis, ferplus; data.samples must name the folder of the sets"):
+        gather("emotion6", "oasis", "ferplus")
