@@ -43,7 +43,7 @@ class DataRecipe:
     samples: str
     """Samples file; or ``scenes:COUNT`` for procedural scenes; or ``sets:FOLDER`` for published sets, a folder each."""
     sets: tuple[str, ...] = ()
-    """Of ``sets:FOLDER``, which are used: imported as by ``emocaliber data import``, given reasoning from their cues."""
+    """Of ``sets:FOLDER``, which are used: imported as by ``emocaliber data import``, reasoning made from cues."""
     splits: dict[str, float] = field(default_factory=dict)
     """Of ``sets:FOLDER``, name and share of each split; empty for each set's own."""
     annotations: tuple[str, ...] = ()
