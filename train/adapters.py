@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText
 
 from .model_recipe import LoraRecipe
+from .sharding import whole_weights
 
 
 def adapters(recipe: LoraRecipe | None) -> LoraConfig | None:
@@ -22,6 +25,23 @@ def adapters(recipe: LoraRecipe | None) -> LoraConfig | None:
     )
 
 
-def merged(model: Any) -> Any:
-    """Returns ``model`` with its adapters merged into its weights, as a plain transformers model."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+def finished_model(model: Any) -> tuple[Any, dict[str, torch.Tensor] | None]:
+    """Returns a trained model as a plain one, adapters merged, and its weights where it does not hold them itself.
+
+    Of a sharded model only the main process gets something to save; every process must call this.
+
+    Args:
+        model: Model as a trainer leaves it: plain or with adapters, whole or sharded.
+    """
+    weights = whole_weights(model)
+    if not isinstance(model, PeftModel):
+        return model, weights
+    if weights is None:
+        return model.merge_and_unload(), None
+    if not weights:
+        return model, None
+    with torch.device("meta"):
+        plain = AutoModelForImageTextToText.from_config(model.get_base_model().config)
+        unsharded = get_peft_model(plain, model.peft_config[model.active_adapter])
+    unsharded.load_state_dict(weights, assign=True)
+    return unsharded.merge_and_unload(), None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from emocaliber.evaluate.responders import Drawing, Responder
 from emocaliber.runtime.errors import InputError, ResponseError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, Mode, parse_response
 from emocaliber.runtime.samples import Sample
 
-from .conversations import request_of
 from .recipe import Recipe
+from .respond import shared_responses
 from .stage_recipes import AnnotateRecipe
 
 
@@ -22,17 +23,18 @@ def smoothed_rate(successes: int, trials: int, prior: float) -> float:
 
 
 def annotate_from_responses(
-    responder: Responder, samples: Sequence[Sample], recipe: Recipe, *, mode: Mode, max_new_tokens: int
+    responder: Responder, samples: Sequence[Sample], recipe: Recipe, journal: Path, *, mode: Mode, max_new_tokens: int
 ) -> list[Sample]:
     """Returns some of the samples, each with a confidence for its answer.
 
     The confidence is the smoothed share of K sampled responses that reach the sample's answer; responses that break the
-    grammar count as wrong.
+    grammar count as wrong. All processes of the run share the images.
 
     Args:
         responder: The stage-1 model.
         samples: Samples with answers.
         recipe: The run; its ``annotate`` table says how many images and responses.
+        journal: Where responses are kept, so that an interrupted draw goes on.
         mode: Response mode of the sampled responses.
         max_new_tokens: Longest response.
 
@@ -44,11 +46,10 @@ def annotate_from_responses(
         if sample.answer is None:
             raise InputError(f"sample {sample.id} has no answer, so no success rate can be measured for it")
     chosen = _chosen(samples, recipe)
-    requests = [request_of(sample, recipe.prompt, mode) for sample in chosen]
     drawing = Drawing(
         count=table.samples, temperature=table.temperature, max_new_tokens=max_new_tokens, seed=recipe.seed
     )
-    responses = responder.respond(requests, drawing)
+    responses = shared_responses(responder, chosen, recipe.prompt, mode, drawing, journal)
     annotated = []
     for sample, texts in zip(chosen, responses, strict=True):
         successes = sum(_answer_of(text, sample, mode) == sample.answer for text in texts)

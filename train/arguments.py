@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
-from emocaliber.runtime.errors import ConfigError
+from emocaliber.runtime.errors import ConfigError, DependencyError
 
+from .launch import processes
 from .recipe import Recipe
 from .run import CHECKPOINTS
+from .sharding import sharding_arguments
 from .stage_recipes import ReinforceRecipe, StudentRecipe, SupervisedRecipe, VisionRecipe
 
 
@@ -62,6 +64,26 @@ def epoch_arguments(
     }
 
 
+def teacher_arguments(table: SupervisedRecipe | ReinforceRecipe, recipe: Recipe) -> dict[str, Any]:
+    """Returns the arguments of stages that train the teacher, which may be large: arithmetic, memory, and sharding.
+
+    Raises:
+        ConfigError: If the weights are to be sharded, and there is only one process.
+        DependencyError: If fused kernels are asked for and are not installed.
+    """
+    if table.fused_kernels and find_spec("liger_kernel") is None:
+        raise DependencyError("fused_kernels needs the package liger-kernel (and a GPU); run: pip install liger-kernel")
+    arguments: dict[str, Any] = {"bf16": table.precision == "bf16", "use_liger_kernel": table.fused_kernels}
+    if recipe.launch.shard:
+        return {
+            **arguments,
+            **sharding_arguments(checkpointing=table.gradient_checkpointing),
+            # FSDP does it itself, without gathering a layer once more.
+            "activation_checkpointing": False,
+        }
+    return {**arguments, "activation_checkpointing": table.gradient_checkpointing}
+
+
 def cut_batch(batch: int, micro: int | None) -> tuple[int, int]:
     """Returns how many items a process takes at once, and how often, so that all processes together take ``batch``.
 
@@ -72,12 +94,12 @@ def cut_batch(batch: int, micro: int | None) -> tuple[int, int]:
     Raises:
         ConfigError: If the batch cannot be shared out evenly.
     """
-    processes = PartialState().num_processes
-    share = batch // processes
-    size = min(micro or share, share)
-    if batch % processes or share % size:
+    count = processes().num_processes
+    share = batch // count
+    size = max(1, min(micro or share, share))
+    if batch % count or share % size:
         raise ConfigError(
-            f"a batch of {batch} cannot be shared by {processes} processes, {micro or share} at a time; choose "
+            f"a batch of {batch} cannot be shared by {count} processes, {micro or share} at a time; choose "
             f"batch_size and micro_batch so that batch_size is a multiple of processes x micro_batch"
         )
     return size, share // size

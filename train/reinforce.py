@@ -15,7 +15,7 @@ from emocaliber.evaluate.transformers_loading import is_folder, transformers_nam
 from emocaliber.runtime.samples import Sample
 
 from .adapters import adapters
-from .arguments import common_arguments, cut_batch
+from .arguments import common_arguments, cut_batch, teacher_arguments
 from .conversations import choose_modes, prompt_dataset
 from .recipe import Recipe
 from .rewards import make_reward
@@ -71,6 +71,7 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path, policy: str
     adapted_in_half = recipe.lora is not None and table.precision == "bf16"
     return GRPOConfig(
         **common,
+        **teacher_arguments(table, recipe),
         max_steps=table.steps,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
@@ -81,11 +82,8 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path, policy: str
         max_completion_length=table.max_new_tokens,
         beta=table.kl,
         scale_rewards="none",
-        bf16=table.precision == "bf16",
         model_init_kwargs={
             "dtype": "bfloat16" if adapted_in_half else "float32",
             "local_files_only": is_folder(policy),
         },
-        activation_checkpointing=table.gradient_checkpointing,
-        use_liger_kernel=table.fused_kernels,
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from emocaliber.evaluate.responders import Drawing, Responder
@@ -23,9 +24,31 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 
 from .conversations import request_of
+from .launch import processes
 
 CHUNK = 256
 """Images whose responses are drawn, and saved, together."""
+
+
+def shared_responses(
+    responder: Responder, samples: Sequence[Sample], template: PromptTemplate, mode: Mode, drawing: Drawing, path: Path
+) -> list[list[str]]:
+    """Returns what `journaled_responses` does, every process drawing for its share of the chunks.
+
+    A chunk has the same seed whoever draws it, so that the number of processes does not matter. Each process keeps a
+    journal of its own; continued with another number of processes, a draw starts anew.
+    """
+    place = processes()
+    with place.split_between_processes(list(range(0, len(samples), CHUNK))) as starts:
+        share = samples[starts[0] : starts[-1] + CHUNK] if starts else []
+    if place.num_processes > 1:
+        path = path.with_suffix(f".{place.process_index}-of-{place.num_processes}{path.suffix}")
+    drawn: list[list[str]] = []
+    if share:
+        drawing = dataclasses.replace(drawing, seed=drawing.seed + starts[0] // CHUNK)
+        drawn = journaled_responses(responder, share, template, mode, drawing, path)
+    gathered: list[list[str]] = gather_object(drawn)
+    return gathered
 
 
 def journaled_responses(
@@ -62,7 +85,10 @@ def journaled_responses(
         "samples_sha256": hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest(),
     }
     journal = Journal(path, settings, chunk=CHUNK, total=len(samples))
-    with tqdm(total=len(samples), initial=len(journal.items), desc="responses", unit="image", file=sys.stderr) as bar:
+    with tqdm(
+        total=len(samples), initial=len(journal.items), desc="responses", unit="image", file=sys.stderr,
+        disable=not processes().is_main_process,
+    ) as bar:  # fmt: skip
         for start in range(len(journal.items), len(samples), CHUNK):
             chunk = samples[start : start + CHUNK]
             requests = [request_of(sample, template, mode) for sample in chunk]

@@ -18,9 +18,11 @@ from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.records import to_mapping
 
-from .adapters import merged
+from .adapters import finished_model
 from .curves import Curves
+from .launch import processes
 from .recipe import Recipe
+from .sharding import ShardedModel
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
@@ -67,20 +69,32 @@ def save_stage(
 ) -> Stage:
     """Saves weights, processor and the record of the run; removes the checkpoints, which have served.
 
+    Every process calls it; the main one writes, the others wait.
+
     Args:
         name: Stage.
         folder: Where to write.
-        model: Trained model; adapters are merged into it.
+        model: Trained model, sharded or not; adapters are merged into it.
         processor: Its processor.
         recipe: The recipe that was run.
         started: `time.perf_counter` at the start.
         history: The trainer's log, one mapping a logged step.
     """
-    merged(model).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    plain, weights = finished_model(model)
     stage = Stage(name=name, folder=folder, wall_s=time.perf_counter() - started)
+    place = processes()
+    if place.is_main_process:
+        plain.save_pretrained(folder, state_dict=weights)
+        processor.save_pretrained(folder)
+        _write_record(stage, recipe, history)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    place.wait_for_everyone()
+    return stage
+
+
+def _write_record(stage: Stage, recipe: Recipe, history: list[dict[str, Any]]) -> None:
     record = {
-        "stage": name,
+        "stage": stage.name,
         "wall_s": stage.wall_s,
         "emocaliber": version("emocaliber"),
         "torch": version("torch"),
@@ -90,9 +104,7 @@ def save_stage(
         "recipe": to_mapping(recipe),
         "history": history,
     }
-    atomic_write(folder / RECORD, json.dumps(record, indent=1))
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return stage
+    atomic_write(stage.folder / RECORD, json.dumps(record, indent=1))
 
 
 def last_checkpoint(folder: Path, *, resume: bool) -> str | None:
@@ -109,8 +121,8 @@ def last_checkpoint(folder: Path, *, resume: bool) -> str | None:
 
 
 def callbacks(title: str, folder: Path) -> list[TrainerCallback]:
-    """Returns what shows how a stage goes: a progress bar on standard error, and curves in the stage's folder."""
-    return [ProgressBar(title), Curves(title, folder)]
+    """Returns what shows how a stage goes (a bar on standard error, curves in its folder), and what sharding needs."""
+    return [ProgressBar(title), Curves(title, folder), ShardedModel()]
 
 
 class ProgressBar(TrainerCallback):
@@ -123,7 +135,12 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the bar."""
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self._title, unit="step", file=sys.stderr, leave=True
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self._title,
+            unit="step",
+            file=sys.stderr,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

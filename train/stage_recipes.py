@@ -72,6 +72,8 @@ class AnnotateRecipe:
     prior: float = 0.5
     """Pseudo-counts a = b of the Beta prior that smooths the success rate."""
     temperature: float = 1.0
+    precision: Precision = "fp32"
+    """Type of the weights while responses are drawn."""
     batch_size: int = 32
     endpoint: str | None = None
     """URL of an OpenAI-compatible server of the stage-1 model (vLLM is one) that answers instead of transformers."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from accelerate import PartialState
 
 from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder
 from emocaliber.evaluate.responders import Drawing, Responder
@@ -18,11 +17,12 @@ from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.samples import read_samples, write_samples
 
 from .annotate import annotate_from_responses, annotate_from_votes
+from .launch import processes
 from .model_recipe import Precision, TrainedStage
 from .models import DTYPES, initial, open_processor
 from .recipe import Recipe
 from .reinforce import train_reinforce
-from .respond import journaled_responses, write_responses
+from .respond import shared_responses, write_responses
 from .run import Stage, finished, read_stage
 from .stage_recipes import AnnotateRecipe, ReinforceRecipe, RespondRecipe, SupervisedRecipe
 from .supervised import train_supervised
@@ -75,12 +75,13 @@ def run_annotate(recipe: Recipe, workspace: Workspace, *, resume: bool = False) 
     if table.source == "votes":
         annotated = annotate_from_votes(load_samples(recipe, workspace, "train", source), recipe)
     else:
-        responder = _responder(recipe, model_after(recipe, workspace, "reason"), table, "fp32")
+        responder = _responder(recipe, model_after(recipe, workspace, "reason"), table)
         samples = load_samples(recipe, workspace, "train", source)
+        journal = workspace.annotated.with_suffix(".journal.jsonl")
         annotated = annotate_from_responses(
-            responder, samples, recipe, mode="reason", max_new_tokens=longest_response(recipe)
+            responder, samples, recipe, journal, mode="reason", max_new_tokens=longest_response(recipe)
         )
-    write_samples(annotated, workspace.annotated)
+    _write_once(lambda: write_samples(annotated, workspace.annotated))
     return workspace.annotated
 
 
@@ -127,11 +128,12 @@ def run_respond(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
     table = recipe.respond
     prepare(recipe)
     samples = load_samples(recipe, workspace, table.split, table.samples)
-    responder = _responder(recipe, model_after(recipe, workspace, table.stage), table, table.precision)
+    responder = _responder(recipe, model_after(recipe, workspace, table.stage), table)
     drawing = Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed)
     path = workspace.responses(table.stage)
     journal = path.with_suffix(".journal.jsonl")
-    write_responses(samples, journaled_responses(responder, samples, recipe.prompt, table.mode, drawing, journal), path)
+    responses = shared_responses(responder, samples, recipe.prompt, table.mode, drawing, journal)
+    _write_once(lambda: write_responses(samples, responses, path))
     return path
 
 
@@ -173,6 +175,14 @@ def weights_type(recipe: Recipe, precision: Precision) -> torch.dtype:
     return torch.float32 if recipe.lora is None else DTYPES[precision]
 
 
+def _write_once(write: Callable[[], None]) -> None:
+    """Lets the main process write, and the others wait for it."""
+    place = processes()
+    if place.is_main_process:
+        write()
+    place.wait_for_everyone()
+
+
 def _was_run(recipe: Recipe, name: TrainedStage) -> bool:
     """Returns whether the weights that the recipe starts from have been through the stage."""
     stages: tuple[TrainedStage, ...] = get_args(TrainedStage)
@@ -200,14 +210,12 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _responder(
-    recipe: Recipe, path: str | Path, table: AnnotateRecipe | RespondRecipe, precision: Precision
-) -> Responder:
+def _responder(recipe: Recipe, path: str | Path, table: AnnotateRecipe | RespondRecipe) -> Responder:
     """Returns the model at ``path``, or the server that the table names for it."""
     if table.endpoint is not None:
         assert table.model is not None
         key = os.environ.get(API_KEY_VARIABLE)
         return EndpointResponder(Endpoint(url=table.endpoint, model=table.model, api_key=key))
-    model = load_model(path, DTYPES[precision]).to(PartialState().device)
+    model = load_model(path, DTYPES[table.precision]).to(processes().device)
     processor = open_processor(recipe.teacher, path)
     return TransformersResponder(model, processor, name=str(path), batch_size=table.batch_size)

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from emocaliber.runtime.samples import Sample
 
 from .adapters import adapters
-from .arguments import epoch_arguments
+from .arguments import epoch_arguments, teacher_arguments
 from .conversations import choose_modes, supervised_dataset
 from .recipe import Recipe
 from .run import Stage, callbacks, last_checkpoint, save_stage
@@ -77,8 +77,6 @@ def train_supervised(
 def _arguments(table: SupervisedRecipe, recipe: Recipe, folder: Path) -> SFTConfig:
     return SFTConfig(
         **epoch_arguments(table, recipe, folder),
-        bf16=table.precision == "bf16",
-        activation_checkpointing=table.gradient_checkpointing,
-        use_liger_kernel=table.fused_kernels,
+        **teacher_arguments(table, recipe),
         max_length=None,
     )

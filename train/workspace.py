@@ -11,6 +11,7 @@ from tqdm import tqdm
 from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.samples import Sample, read_samples
 
+from .launch import processes
 from .recipe import Recipe
 from .scenes import write_scenes
 
@@ -66,7 +67,10 @@ def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str |
         ConfigError: If the number of scenes makes no sense.
     """
     source = source or recipe.data.samples
-    path = _scenes(recipe, workspace) if source.startswith(SCENES) else Path(source)
+    path = Path(source)
+    if source.startswith(SCENES):
+        with processes().main_process_first():
+            path = _scenes(recipe, workspace)
     samples = [sample for sample in read_samples(path, split) if sample.taxonomy in recipe.taxonomies]
     if not samples:
         wanted = " or ".join(map(repr, recipe.taxonomies))

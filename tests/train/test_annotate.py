@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tiny_run import tiny_recipe
@@ -58,7 +60,9 @@ def annotated(
     """Returns confidences by image."""
     assert recipe.annotate is not None
     responder = Scripted(responses)
-    result = annotate_from_responses(responder, samples, recipe, mode="reason", max_new_tokens=9)
+    with TemporaryDirectory() as folder:
+        journal = Path(folder) / "journal.jsonl"
+        result = annotate_from_responses(responder, samples, recipe, journal, mode="reason", max_new_tokens=9)
     expected = Drawing(count=recipe.annotate.samples, temperature=1.0, max_new_tokens=9, seed=recipe.seed)
     assert responder.drawings == [expected]
     assert all(dataclasses.replace(s, confidence=None) in samples for s in result)
@@ -100,7 +104,7 @@ def test_no_more_images_than_asked_always_the_same(samples: list[Sample]) -> Non
 def test_samples_without_an_answer_are_refused(samples: list[Sample]) -> None:
     samples[1] = dataclasses.replace(samples[1], answer=None, id="one")
     with pytest.raises(InputError, match="sample one has no answer"):
-        annotate_from_responses(Scripted({}), samples, RECIPE, mode="reason", max_new_tokens=9)
+        annotate_from_responses(Scripted({}), samples, RECIPE, Path(), mode="reason", max_new_tokens=9)
 
 
 def test_votes_give_the_share_of_the_answer() -> None:

@@ -11,7 +11,7 @@ from tiny_run import recipe_mapping, tiny_recipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.train.recipe import load_recipe, shipped_recipe
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*/recipe.toml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.toml"))
 
 MINIMAL = """
 name = "small"
@@ -32,10 +32,10 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_shipped_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
-    assert shipped_recipe(path.parent.name).read_bytes() == path.read_bytes()
+    assert shipped_recipe(path.parent.name).with_name(path.name).read_bytes() == path.read_bytes()
     if recipe.teacher.build is not None:
         assert recipe.vision is not None, "a tower with random weights has to learn to see first"
 

@@ -68,8 +68,7 @@ def test_annotations_are_made_once(
         return scenes[:2]
 
     finish(workspace, "reason")
-    monkeypatch.setattr(stages, "load_model", lambda path, dtype: path)
-    monkeypatch.setattr(stages, "open_processor", lambda recipe, path: path)
+    monkeypatch.setattr(stages, "_responder", lambda *_: None)
     monkeypatch.setattr(stages, "annotate_from_responses", annotate)
     for _ in range(2):
         path = STAGES["annotate"](recipe, workspace)

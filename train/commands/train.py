@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from emocaliber.train.launch import in_place, launch, launched, processes
 from emocaliber.train.quiet import quiet_libraries
-from emocaliber.train.recipe import load_recipe
+from emocaliber.train.recipe import Recipe, load_recipe
 from emocaliber.train.stages import STAGES
 from emocaliber.train.workspace import Workspace
 
@@ -19,6 +20,10 @@ _HELP = {
     "calibrate": "stage 3: GRPO, until the stated confidence means what it says",
     "respond": "a stage's responses to held-out samples, for 'emocaliber evaluate --predictions'",
 }
+
+
+_ALONE = ("vision",)
+"""Stages of models so small that one process is enough."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +51,28 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs one stage and prints the folder or file it left."""
+    """Runs one stage, in as many processes as the recipe says, and prints the folder or file it left."""
     quiet_libraries()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if launched():
+        in_place(lambda: _run_stage(arguments, recipe))
+    elif recipe.launch.processes > 1 and arguments.stage not in _ALONE:
+        launch(recipe.launch, _words(arguments))
+    else:
+        _run_stage(arguments, recipe)
+    return 0
+
+
+def _run_stage(arguments: argparse.Namespace, recipe: Recipe) -> None:
     workspace = Workspace(arguments.out or Path("runs") / recipe.name)
     result = STAGES[arguments.stage](recipe, workspace, resume=arguments.resume)
-    sys.stdout.write(f"{result if isinstance(result, Path) else result.folder}\n")
-    return 0
+    if processes().is_main_process:
+        sys.stdout.write(f"{result if isinstance(result, Path) else result.folder}\n")
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """Returns the command line that these arguments were read from."""
+    words = ["train", arguments.stage, str(arguments.recipe), *(f"--set={change}" for change in arguments.overrides)]
+    if arguments.out is not None:
+        words.append(f"--out={arguments.out}")
+    return [*words, "--resume"] if arguments.resume else words
