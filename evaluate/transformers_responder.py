@@ -78,7 +78,7 @@ class TransformersResponder:
                 do_sample=not cold,
                 num_return_sequences=drawing.count,
                 max_new_tokens=drawing.max_new_tokens,
-                suppress_tokens=visual_token_ids(self._model),
+                suppress_tokens=visual_token_ids(self._model.config),
                 disable_compile=True,
             )
         new = output[:, inputs["input_ids"].shape[1] :]
@@ -86,8 +86,8 @@ class TransformersResponder:
         return texts
 
 
-def visual_token_ids(model: Any) -> list[int] | None:
+def visual_token_ids(config: Any) -> list[int] | None:
     """Returns the ids of the tokens that stand for an image or a video in a prompt, or None where there are none."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    ids = {getattr(model.config, name, None) for name in names}
+    ids = {getattr(config, name, None) for name in names}
     return sorted(int(token) for token in ids if token is not None) or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -16,6 +16,8 @@ from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import Mode, render_response
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
+
+Item = TypeVar("Item")
 
 
 def request_of(sample: Sample, template: PromptTemplate, mode: Mode) -> Request:
@@ -43,6 +45,17 @@ def response_of(sample: Sample, mode: Mode, confidence: float | None) -> str:
         missing = "answer" if sample.answer is None else "reasoning"
         raise InputError(f"sample {sample.id} has no {missing}; training in {mode} mode needs it")
     return render_response(sample.answer, confidence, sample.reasoning if mode == "reason" else None)
+
+
+def passes(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """Returns ``count`` items of one or more: passes over all of them, each in another order, which the seed fixes."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible order, not secrecy
+    ordered: list[Item] = []
+    while len(ordered) < count:
+        order = list(items)
+        rng.shuffle(order)
+        ordered += order
+    return ordered[:count]
 
 
 def choose_modes(count: int, direct_share: float, seed: int) -> list[Mode]:

@@ -79,17 +79,26 @@ def _right_by_word(text: str, candidates: Sequence[str], truth: Sequence[float])
 
 
 def make_reward(kind: str) -> RewardFunction:
-    """Returns the reward as TRL's `GRPOTrainer` calls it, logging Brier score, parse rate and confidence spread."""
+    """Returns the reward as TRL's `GRPOTrainer` calls it.
+
+    It logs the share of responses that follow the grammar (``parse_rate``), and for each response the confidence it
+    states and how probable its answer is to be right (columns ``confidence`` and ``right``; None where it does not
+    parse).
+    """
 
     def reward(
         completions: Sequence[Any], candidates: Sequence[Sequence[str]], truth: Sequence[Sequence[float]],
-        mode: Sequence[Mode], log_metric: Callable[[str, float], None] | None = None, **columns: Any
+        mode: Sequence[Mode], log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[float | None]], None] | None = None, **columns: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [completion if isinstance(completion, str) else _text_of(completion) for completion in completions]
         rows = list(zip(texts, candidates, truth, mode, strict=True))
+        stated = [_stated(*row) for row in rows]
         if log_metric is not None:
-            for name, value in _diagnostics(rows).items():
-                log_metric(name, value)
+            log_metric("parse_rate", sum(pair is not None for pair in stated) / len(stated))
+        if log_extra is not None:
+            for place, name in enumerate(("confidence", "right")):
+                log_extra(name, [None if pair is None else pair[place] for pair in stated])
         return [reward_of(*row, kind) for row in rows]
 
     reward.__name__ = f"{kind}_reward"
@@ -101,27 +110,11 @@ def _text_of(completion: Sequence[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
-def _diagnostics(rows: Sequence[tuple[str, Sequence[str], Sequence[float], Mode]]) -> dict[str, float]:
-    """Returns parse rate, expected Brier score and the entropy of the stated confidences, in nats.
-
-    An entropy that falls to 0 is the collapse alarm: the policy states one confidence for everything.
-    """
-    stated, brier = [], []
-    for text, candidates, truth, mode in rows:
-        try:
-            response = parse_response(text, candidates, mode)
-        except ResponseError:
-            continue
-        assert response.confidence is not None
-        right = truth[list(candidates).index(response.answer)]
-        stated.append(response.confidence)
-        brier.append(right * (1.0 - response.confidence) ** 2 + (1.0 - right) * response.confidence**2)
-    if not stated:
-        return {"parse_rate": 0.0}
-    shares = [stated.count(value) / len(stated) for value in set(stated)]
-    return {
-        "parse_rate": len(stated) / len(rows),
-        "brier": sum(brier) / len(brier),
-        "confidence": sum(stated) / len(stated),
-        "confidence_entropy": -sum(share * math.log(share) for share in shares),
-    }
+def _stated(text: str, candidates: Sequence[str], truth: Sequence[float], mode: Mode) -> tuple[float, float] | None:
+    """Returns the stated confidence and the probability that the answer is right, or None if the grammar is broken."""
+    try:
+        response = parse_response(text, candidates, mode)
+    except ResponseError:
+        return None
+    assert response.confidence is not None
+    return response.confidence, truth[list(candidates).index(response.answer)]

@@ -103,7 +103,11 @@ class AlarmRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReinforceRecipe:
-    """Stage *calibrate*: GRPO, or a proper score on the confidence tokens."""
+    """Stage *calibrate*: GRPO, or a proper score on the confidence tokens.
+
+    The latter has one response an image, drawn once; `prompts_per_draw`, `rollouts`, `reward`, `kl` and
+    `rollout_engine` are GRPO's alone.
+    """
 
     samples: str | None = None
     """Samples file of this stage; None takes the one of ``[data]``."""
@@ -132,13 +136,20 @@ class ReinforceRecipe:
     """``auto`` is vLLM where it is installed and there is a GPU, else transformers."""
     alarm: AlarmRecipe = field(default_factory=AlarmRecipe)
     save_steps: int = 100
+    """Steps between checkpoints; where several steps share a draw, the next multiple of these."""
 
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "steps", "prompts_per_step", "temperature", "max_new_tokens", "save_steps")
         if self.rollouts < 2:
             raise ConfigError(f"rollouts is {self.rollouts}, but a group needs at least 2 to compare")
         _whole_batches("prompts_per_draw", self.prompts_per_draw or self.prompts_per_step, self.prompts_per_step)
-        _whole_batches("prompts_per_step × rollouts", self.prompts_per_step * self.rollouts, self.micro_batch)
+        at_once = 1 if self.method == "tokenized-brier" else self.rollouts
+        _whole_batches("responses of a step", self.prompts_per_step * at_once, self.micro_batch)
+
+    @property
+    def steps_per_draw(self) -> int:
+        """Steps that learn from responses drawn at once."""
+        return (self.prompts_per_draw or self.prompts_per_step) // self.prompts_per_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from .respond import shared_responses, write_responses
 from .run import Stage, finished, read_stage
 from .stage_recipes import AnnotateRecipe, ReinforceRecipe, RespondRecipe, SupervisedRecipe
 from .supervised import train_supervised
+from .tokenized_brier import train_tokenized_brier
 from .vision import train_vision
 from .workspace import Workspace, load_samples
 
@@ -108,7 +109,7 @@ def run_verbalize(recipe: Recipe, workspace: Workspace, *, resume: bool = False)
 
 
 def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
-    """Returns stage 3: the stage-2 model, reinforced until its confidence means what it says."""
+    """Returns stage 3: the stage-2 model, trained until its confidence means what it says."""
     folder = _folder(recipe, workspace, "calibrate")
     if finished(folder):
         return read_stage(folder)
@@ -117,7 +118,10 @@ def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False)
     before = model_after(recipe, workspace, "verbalize")
     samples = load_samples(recipe, workspace, "train", table.samples)
     processor = open_processor(recipe.teacher, before)
-    return train_reinforce(before, processor, samples, recipe, folder, resume=resume)
+    if table.method == "grpo":
+        return train_reinforce(before, processor, samples, recipe, folder, resume=resume)
+    model = load_model(before, weights_type(recipe, table.precision))
+    return train_tokenized_brier(model, processor, samples, recipe, folder, resume=resume)
 
 
 def run_respond(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -14,6 +17,8 @@ from emocaliber.evaluate.metrics import bin_positions
 from emocaliber.runtime.errors import ConfigError
 
 from .stage_recipes import AlarmRecipe
+
+Floats = NDArray[np.float64]
 
 BINS = 20
 """Bins of a tally: one for each value of the grid that confidences are stated on, which is its upper end."""
@@ -27,20 +32,39 @@ Tally = dict[str, list[float]]
 ``right``: what is needed to draw a histogram or to compute an ECE over any number of steps."""
 
 
-def tally(confidence: Sequence[float], right: Sequence[float]) -> Tally:
-    """Returns the tally of one step's responses.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stated:
+    """The confidences stated in one step, by all processes; N of them, N may be 0."""
 
-    Args:
-        confidence: Stated confidences in [0, 1].
-        right: For each the probability in [0, 1] that its answer is right.
-    """
-    stated = np.asarray(confidence, np.float64)
-    bins, _ = bin_positions(stated, n_bins=BINS)
-    sums = {"count": np.ones_like(stated), "confidence": stated, "right": np.asarray(right, np.float64)}
-    return {
-        name: [round(total, 4) for total in np.bincount(bins, weights=values, minlength=BINS).tolist()]
-        for name, values in sums.items()
-    }
+    confidence: Floats
+    """(N,) in [0, 1]."""
+    right: Floats
+    """(N,) in [0, 1], how probable the answer is to be right."""
+    weight: Floats
+    """(N,) how many responses each stands for."""
+
+    def figures(self) -> dict[str, float]:
+        """Returns the expected Brier score, the mean confidence, and the entropy of the confidences in nats.
+
+        An entropy of 0 is one confidence for everything.
+        """
+        brier = self.right * (1.0 - self.confidence) ** 2 + (1.0 - self.right) * self.confidence**2
+        _, places = np.unique(self.confidence, return_inverse=True)
+        shares = np.bincount(places, weights=self.weight) / self.weight.sum()
+        return {
+            "brier": float(np.average(brier, weights=self.weight)),
+            "confidence": float(np.average(self.confidence, weights=self.weight)),
+            "confidence_entropy": float(entr(shares).sum()),
+        }
+
+    def tally(self) -> Tally:
+        """Returns the tally of the step."""
+        bins, _ = bin_positions(self.confidence, n_bins=BINS)
+        sums = {"count": self.weight, "confidence": self.weight * self.confidence, "right": self.weight * self.right}
+        return {
+            name: [round(total, 4) for total in np.bincount(bins, weights=values, minlength=BINS).tolist()]
+            for name, values in sums.items()
+        }
 
 
 def pooled(tallies: Sequence[Tally]) -> Tally:
@@ -73,7 +97,7 @@ def newest(history: Sequence[dict[str, Any]], responses: int) -> Tally | None:
 class StatedConfidences:
     """What both trainers of stage *calibrate* add to a transformers `Trainer`, of which this is a part.
 
-    They log what the policy stated, and a resumed run takes the learning rate of its recipe, not of its checkpoint: a
+    They log what the policy states, and a resumed run takes the learning rate of its recipe, not of its checkpoint: a
     run that the alarm stopped goes on with other settings.
     """
 
@@ -82,18 +106,15 @@ class StatedConfidences:
     optimizer: Any
     lr_scheduler: Any
 
-    def newly_stated(self) -> tuple[list[float], list[float]]:
-        """Returns the confidences stated since the last call, and how probable each answer is to be right.
-
-        Of all processes; called by each of them.
-        """
+    def newly_stated(self) -> Stated:
+        """Returns what was stated since the last call; all processes call it."""
         raise NotImplementedError
 
     def log(self, logs: dict[str, Any], *arguments: Any, **named: Any) -> None:
-        """Logs, with the tally of the step's confidences and their ECE over the newest steps."""
-        confidence, right = self.newly_stated()
-        if confidence:
-            logs[TALLY] = tally(confidence, right)
+        """Logs, with the figures and the tally of the step's confidences, and their ECE over the newest steps."""
+        stated = self.newly_stated()
+        if len(stated.confidence):
+            logs |= {**stated.figures(), TALLY: stated.tally()}
             recent = newest([*self.state.log_history, logs], ECE_RESPONSES)
             assert recent is not None
             logs["ece"] = calibration_error(recent)

@@ -154,7 +154,7 @@ def test_the_processor_is_the_usual_one_without_video(samples: list[Sample], tmp
     inputs = processor(text=["<|image_pad|>"], images=image, return_tensors="pt")
     grid = inputs["image_grid_thw"][0]
     assert inputs["input_ids"].shape[1] == int(grid.prod()) // 4
-    assert sorted(visual_token_ids(model) or ()) == sorted(
+    assert sorted(visual_token_ids(model.config) or ()) == sorted(
         processor.tokenizer.convert_tokens_to_ids(
             ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
         )

@@ -148,34 +148,25 @@ def test_the_paper_takes_exactly_the_one_word_as_right(answer: str, right: float
     assert earned == pytest.approx(1.0 + right + 2.0 * math.log(0.5))
 
 
-def test_the_trainer_gets_one_reward_a_completion_and_the_diagnostics() -> None:
+def test_the_trainer_gets_one_reward_a_completion_and_what_was_stated() -> None:
     reward = make_reward("bounded")
-    logged: dict[str, float] = {}
+    logged: dict[str, Any] = {}
     turn = [{"role": "assistant", "content": response("anger", 0.8)}]
     parts = [{"role": "assistant", "content": [{"type": "text", "text": "<answer>"}, {"type": "text", "text": "?"}]}]
     earned = reward(
         completions=[turn, parts, response("joy", 0.4), response("joy", 0.4)],
         candidates=[LABELS] * 4,
-        truth=[(1.0, 0.0, 0.0)] * 4,
+        truth=[(0.75, 0.0, 0.25)] * 4,
         mode=["direct"] * 4,
         prompts=["ignored"] * 4,
         log_metric=logged.__setitem__,
+        log_extra=logged.__setitem__,
     )
-    assert earned == pytest.approx([1.96, 0.0, 0.84, 0.84])
+    # 1 + 0.75 - (0.75 · 0.04 + 0.25 · 0.64), and 1 + 0.25 - (0.25 · 0.36 + 0.75 · 0.16).
+    assert earned == pytest.approx([1.56, 0.0, 1.04, 1.04])
     assert reward.__name__ == "bounded_reward"
     assert logged == {
         "parse_rate": 0.75,
-        "brier": pytest.approx((0.04 + 0.16 + 0.16) / 3),
-        "confidence": pytest.approx(1.6 / 3),
-        "confidence_entropy": pytest.approx(0.636514, abs=1e-6),  # -(1/3 ln 1/3 + 2/3 ln 2/3)
+        "confidence": [0.8, None, 0.4, 0.4],
+        "right": [0.75, None, 0.25, 0.25],
     }
-
-
-def test_one_confidence_for_everything_raises_the_alarm() -> None:
-    logged: dict[str, float] = {}
-    columns: dict[str, Any] = {"candidates": [LABELS] * 2, "truth": [(1.0, 0.0, 0.0)] * 2, "mode": ["direct"] * 2}
-    make_reward("paper")(completions=[response("joy", 0.5)] * 2, **columns, log_metric=logged.__setitem__)
-    assert logged["confidence_entropy"] == 0.0
-    logged.clear()
-    make_reward("paper")(completions=["?", "?"], **columns, log_metric=logged.__setitem__)
-    assert logged == {"parse_rate": 0.0}

@@ -1,0 +1,321 @@
+"""Stage *calibrate*, supervised: a proper score on the tokens of the confidence alone (method ``tokenized-brier``).
+
+One response an image is sampled from the stage-2 model and cut before its confidence. For the answer it gave, which is
+right with probability q, the loss is the Brier score that the model is to expect from its own choice of a confidence,
+``sum_k p_k (q (1 − c_k)² + (1 − q) c_k²)``, where p is the softmax of the log-likelihoods of all confidences c_k of the
+grid. It is least where p is all on the c_k nearest to q. After ConfTuner (Li et al. 2025, arXiv 2508.18847). Nothing is
+sampled while training, so that it costs minutes where GRPO costs hours; the answers stay as stage 2 taught them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel as unwrap_model
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from emocaliber.evaluate.responders import Drawing
+from emocaliber.evaluate.transformers_responder import TransformersResponder
+from emocaliber.runtime.errors import ConfigError, InputError, ResponseError
+from emocaliber.runtime.grammar import CONFIDENCE_CLOSE, CONFIDENCE_GRID, CONFIDENCE_OPEN, MODES, Mode, parse_response
+from emocaliber.runtime.images import decode_image
+from emocaliber.runtime.samples import Sample
+from emocaliber.runtime.tree import LabelTree, build_tree
+
+from .adapters import adapters
+from .arguments import common_arguments, cut_batch, teacher_arguments
+from .conversations import choose_modes, passes, prompt_of
+from .launch import processes
+from .recipe import Recipe
+from .respond import shared_responses
+from .run import Stage, callbacks, last_checkpoint, save_stage
+from .stage_recipes import ReinforceRecipe
+from .stated import CollapseAlarm, Stated, StatedConfidences
+
+SAMPLED_AT_ONCE = 32
+"""Images whose responses are sampled together where a recipe has no ``micro_batch``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenResponse:
+    """A response cut before the confidence it stated."""
+
+    image: str
+    """Path."""
+    prompt: str
+    """After the chat template."""
+    text: str
+    """What the model wrote, up to ``<confidence>``."""
+    right: float
+    """Probability that its answer is right: 0 or 1 for a single label, the vote share with votes."""
+
+
+def tokenized_brier(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Returns (B,) the expected Brier score of a confidence drawn from the model's own distribution, in [0, 1].
+
+    Args:
+        scores: (B, G) log-likelihood of each confidence of `CONFIDENCE_GRID`, up to a constant a row.
+        right: (B,) probability that the answer is right.
+    """
+    grid, q = scores.new_tensor(CONFIDENCE_GRID), right[:, None]
+    return (scores.softmax(dim=-1) * (q * (1.0 - grid) ** 2 + (1.0 - q) * grid**2)).sum(dim=-1)
+
+
+def confidence_tree(tokenizer: Any) -> LabelTree:
+    """Returns the tree of the tokens that may follow ``<confidence>``: each confidence of the grid and its closing tag.
+
+    Raises:
+        ConfigError: If the tokenizer joins the tag with what follows it, so that a response cannot be cut there.
+    """
+    head = tokenizer.encode(CONFIDENCE_OPEN, add_special_tokens=False)
+    paths = []
+    for confidence in CONFIDENCE_GRID:
+        text = f"{CONFIDENCE_OPEN}{confidence:.2f}{CONFIDENCE_CLOSE}"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if ids[: len(head)] != head:
+            raise ConfigError(f"the tokenizer joins {CONFIDENCE_OPEN} with the number after it in {text!r}; use 'grpo'")
+        paths.append(ids[len(head) :])
+    return build_tree(paths)
+
+
+def confidence_scores(model: Any, inputs: Mapping[str, torch.Tensor], tree: LabelTree) -> torch.Tensor:
+    """Returns (B, G) float32 log-likelihoods of the tree's paths after each row, with gradients, from a single pass.
+
+    The nodes stand behind the row and attend to it and to the nodes above them, so that nothing is computed twice;
+    unlike a key/value cache that is repeated for each path, this lets activations be computed again (gradient
+    checkpointing) and the model be wrapped for several processes.
+
+    Args:
+        model: Image-text-to-text model, adapted or wrapped or not.
+        inputs: What the processor returns for B rows, padded on the left; ``input_ids`` (B, L).
+        tree: What may follow.
+    """
+    inputs = _extended(inputs, tree.common)
+    plain = _plain(model)
+    positions = plain._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+    depths = torch.as_tensor(tree.depths, device=positions.device)
+    logits = model(
+        **{**_extended(inputs, tree.tokens.tolist()), "attention_mask": _mask(inputs["attention_mask"].bool(), tree)},
+        position_ids=torch.cat([positions, positions[..., -1:] + 1 + depths], dim=-1),
+        use_cache=False,
+        logits_to_keep=len(tree) + 1,
+    ).logits
+    # The first row is of the last token before the tree, which is the parent -1.
+    log_probs = logits.float().log_softmax(dim=-1)
+    nodes = log_probs[:, tree.parents + 1, torch.as_tensor(tree.tokens, device=logits.device)]
+    return torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)
+
+
+def _extended(inputs: Mapping[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Returns the inputs with text tokens behind each row, in all that there is one of for each token."""
+    ids = inputs["input_ids"]
+    behind = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+    return {
+        name: torch.cat([tensor, tensor.new_tensor(behind.get(name, [0] * len(tokens))).expand(len(ids), -1)], dim=1)
+        if tensor.shape == ids.shape
+        else tensor
+        for name, tensor in inputs.items()
+    }
+
+
+def _mask(known: torch.Tensor, tree: LabelTree) -> torch.Tensor:
+    """Returns (B, 1, L + M, L + M) bool, who attends to whom: rows causally, the tree's M nodes as the tree has it.
+
+    Args:
+        known: (B, L), False where a row is padded; there a token attends to itself alone.
+        tree: What stands behind the rows.
+    """
+    length, nodes = known.shape[1], len(tree)
+    causal = torch.ones(length + nodes, length, dtype=torch.bool, device=known.device).tril()
+    mask = torch.eye(length + nodes, dtype=torch.bool, device=known.device).repeat(len(known), 1, 1)
+    mask[:, :, :length] |= causal & known[:, None, :]
+    mask[:, length:, length:] = torch.as_tensor(tree.mask(), device=known.device)
+    return mask[:, None]
+
+
+def _plain(model: Any) -> Any:
+    """Returns the transformers model inside its wrappers."""
+    model = unwrap_model(model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def train_tokenized_brier(
+    model: Any, processor: Any, samples: Sequence[Sample], recipe: Recipe, folder: Path, *, resume: bool = False
+) -> Stage:
+    """Returns the finished stage: the stage-2 model, its confidence trained by a proper score, saved to ``folder``.
+
+    Args:
+        model: The stage-2 model, trained in place.
+        processor: Its processor.
+        samples: Training samples with votes or answers.
+        recipe: The run; its ``calibrate`` table holds the hyper-parameters.
+        folder: Where the model goes; the sampled responses are kept there too.
+        resume: Continue from the newest checkpoint in ``folder``, and with the responses that are there.
+
+    Raises:
+        InputError: If a sample has neither votes nor an answer, or no response follows the grammar.
+        ConfigError: If an unfinished run is in the way.
+    """
+    table: ReinforceRecipe = recipe.stage("calibrate")
+    started = time.perf_counter()
+    checkpoint = last_checkpoint(folder, resume=resume)
+    tree = confidence_tree(processor.tokenizer)
+    needed = table.steps * table.prompts_per_step
+    chosen = passes(samples, min(needed, len(samples)), recipe.seed + 2)
+    responses = open_responses(model, processor, chosen, recipe, folder)
+    if not responses:
+        raise InputError(
+            f"none of the {len(chosen)} responses of the stage-2 model follows the grammar, so there is no confidence "
+            f"to train; train stage verbalize for longer, or raise calibrate.max_new_tokens ({table.max_new_tokens})"
+        )
+    peft = adapters(recipe.lora)
+    trainer = _BrierTrainer(
+        tree,
+        parse_rate=len(responses) / len(chosen),
+        model=model.train() if peft is None else get_peft_model(model, peft).train(),
+        args=_arguments(table, recipe, folder),
+        data_collator=_Collator(processor),
+        train_dataset=_Responses(passes(responses, needed, recipe.seed + 3)),
+        callbacks=[*callbacks("calibrate", folder), CollapseAlarm(table.alarm)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return save_stage(
+        "calibrate", folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
+    )
+
+
+def open_responses(
+    model: Any, processor: Any, samples: Sequence[Sample], recipe: Recipe, folder: Path
+) -> list[OpenResponse]:
+    """Returns a sampled response for each sample that gets one which follows the grammar, cut before its confidence.
+
+    What the journals in ``folder`` hold is not sampled again; all processes share the work.
+
+    Raises:
+        InputError: If a sample has neither votes nor an answer.
+    """
+    table: ReinforceRecipe = recipe.stage("calibrate")
+    for sample in samples:
+        if sample.distribution() is None:
+            raise InputError(f"sample {sample.id} has neither votes nor an answer; nothing can score a confidence")
+    device = processes().device
+    model = model.to(device).eval()
+    name = model.name_or_path or "stage-2 model"
+    responder = TransformersResponder(model, processor, name=name, batch_size=table.micro_batch or SAMPLED_AT_ONCE)
+    drawing = Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed)
+    modes = choose_modes(len(samples), table.direct_share, recipe.seed)
+    found: list[OpenResponse] = []
+    for mode in MODES:
+        asked = [sample for sample, its_mode in zip(samples, modes, strict=True) if its_mode == mode]
+        path = folder / f"responses-{mode}.journal.jsonl"
+        with torch.autocast(device.type, torch.bfloat16, enabled=table.precision == "bf16"):
+            texts = shared_responses(responder, asked, recipe.prompt, mode, drawing, path)
+        for sample, (text,) in zip(asked, texts, strict=True):
+            found += _opened(text, sample, mode, processor, recipe)
+    return found
+
+
+def _opened(text: str, sample: Sample, mode: Mode, processor: Any, recipe: Recipe) -> list[OpenResponse]:
+    """Returns the one response cut before its confidence, or none if it breaks the grammar."""
+    try:
+        answer = parse_response(text, sample.resolve().labels, mode).answer
+    except ResponseError:
+        return []
+    truth = sample.distribution()
+    assert truth is not None
+    turns = prompt_of(sample, recipe.prompt, mode)
+    return [
+        OpenResponse(
+            image=str(sample.image),
+            prompt=processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False),
+            text=text[: text.index(CONFIDENCE_OPEN) + len(CONFIDENCE_OPEN)],
+            right=truth[sample.resolve().index(answer)],
+        )
+    ]
+
+
+class _Responses(Dataset[OpenResponse]):
+    def __init__(self, responses: Sequence[OpenResponse]) -> None:
+        self._responses = responses
+
+    def __len__(self) -> int:
+        return len(self._responses)
+
+    def __getitem__(self, index: int) -> OpenResponse:
+        return self._responses[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Collator:
+    """Turns responses into the tensors of a training step."""
+
+    processor: Any
+
+    def __call__(self, responses: Sequence[OpenResponse]) -> dict[str, torch.Tensor]:
+        inputs = self.processor(
+            text=[response.prompt + response.text for response in responses],
+            images=[[Image.fromarray(decode_image(response.image))] for response in responses],
+            return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
+        )  # fmt: skip
+        return {**inputs, "right": torch.tensor([response.right for response in responses])}
+
+
+class _BrierTrainer(StatedConfidences, Trainer):
+    """`Trainer` whose loss is `tokenized_brier`."""
+
+    def __init__(self, tree: LabelTree, *, parse_rate: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._tree = tree
+        self._parse_rate = parse_rate
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Returns the mean loss of one batch."""
+        right = inputs.pop("right")
+        scores = confidence_scores(model, inputs, self._tree)
+        self._seen.append((scores.detach().softmax(dim=-1), right))
+        return tokenized_brier(scores, right).mean()
+
+    def newly_stated(self) -> Stated:
+        """Returns every confidence of the grid for each response, weighted by how probable the model is to state it."""
+        if not self._seen:
+            return Stated(confidence=np.empty(0), right=np.empty(0), weight=np.empty(0))
+        probs, right = (
+            self.accelerator.gather(torch.cat(parts)).double().cpu().numpy() for parts in zip(*self._seen, strict=True)
+        )
+        self._seen.clear()
+        return Stated(
+            confidence=np.tile(CONFIDENCE_GRID, len(probs)),
+            right=np.repeat(right, len(CONFIDENCE_GRID)),
+            weight=probs.ravel(),
+        )
+
+    def log(self, logs: dict[str, Any], *arguments: Any, **named: Any) -> None:
+        """Logs, with the share of the sampled responses that could be trained on."""
+        super().log({**logs, "parse_rate": self._parse_rate} if "loss" in logs else logs, *arguments, **named)
+
+
+def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> TrainingArguments:
+    size, accumulation = cut_batch(table.prompts_per_step, table.micro_batch)
+    return TrainingArguments(
+        **common_arguments(table, recipe, folder),
+        **teacher_arguments(table, recipe),
+        max_steps=table.steps,
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        remove_unused_columns=False,
+    )
