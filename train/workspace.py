@@ -14,8 +14,10 @@ from emocaliber.runtime.samples import Sample, read_samples
 from .launch import processes
 from .recipe import Recipe
 from .scenes import write_scenes
+from .sets import gather_sets
 
-SCENES = "scenes:"
+SCENES, SETS = "scenes:", "sets:"
+"""How `DataRecipe.samples` begins where it is no samples file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Workspace:
 
     @property
     def data(self) -> Path:
-        """Procedural scenes, where the recipe asks for them."""
+        """Procedural scenes or gathered sets, where the recipe asks for them."""
         return self.root / "data"
 
     @property
@@ -54,7 +56,7 @@ class Workspace:
 
 
 def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str | None = None) -> list[Sample]:
-    """Returns the samples of one split of the recipe's taxonomies, making procedural scenes first where asked for.
+    """Returns the samples of one split of the recipe's taxonomies, making or gathering them first where asked for.
 
     Args:
         recipe: The run.
@@ -64,18 +66,24 @@ def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str |
 
     Raises:
         InputError: If the file cannot be read, or holds no sample of that split and taxonomy.
-        ConfigError: If the number of scenes makes no sense.
+        ConfigError: If the number of scenes makes no sense, or a set is unknown.
     """
     source = source or recipe.data.samples
-    path = Path(source)
-    if source.startswith(SCENES):
-        with processes().main_process_first():
-            path = _scenes(recipe, workspace)
+    with processes().main_process_first():
+        path = _samples_file(recipe, workspace, source)
     samples = [sample for sample in read_samples(path, split) if sample.taxonomy in recipe.taxonomies]
     if not samples:
         wanted = " or ".join(map(repr, recipe.taxonomies))
         raise InputError(f"{path} holds no samples of split {split!r} and taxonomy {wanted}")
     return samples
+
+
+def _samples_file(recipe: Recipe, workspace: Workspace, source: str) -> Path:
+    if source.startswith(SCENES):
+        return _scenes(recipe, workspace)
+    if source.startswith(SETS):
+        return gather_sets(recipe.data, Path(source[len(SETS) :]), workspace.data, recipe.seed)
+    return Path(source)
 
 
 def _scenes(recipe: Recipe, workspace: Workspace) -> Path:

@@ -12,6 +12,7 @@ from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.grammar import REASONING_TAGS
 from emocaliber.runtime.samples import read_samples
 from emocaliber.train.sets import gather_sets
+from emocaliber.train.workspace import Workspace, load_samples
 
 EMOTION6 = "[image_filename]\t[valence]\t[arousal]" + "".join(
     f"\t[prob. {name}]" for name in ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
@@ -50,6 +51,13 @@ def test_sets_are_imported_with_reasoning_and_put_together_once(sets: Path, tmp_
     written = path.stat().st_mtime_ns
     assert gather_sets(data, sets, tmp_path / "data", seed=0) == path
     assert path.stat().st_mtime_ns == written
+
+
+def test_a_run_works_on_sets(sets: Path, tmp_path: Path) -> None:
+    data = {"samples": f"sets:{sets}", "sets": ["emotion6", "bass"], "splits": {"train": 1.0}}
+    recipe = tiny_recipe(data=data, taxonomies=["sentiment-2"])
+    samples = load_samples(recipe, Workspace(tmp_path), "train")
+    assert [sample.taxonomy for sample in samples] == ["sentiment-2"] * 12
 
 
 def test_sets_that_are_unknown_or_absent_are_named(sets: Path, tmp_path: Path) -> None:
