@@ -16,7 +16,9 @@ from .stated import BINS, TALLY, Tally
 LOGS = "logs"
 DRAWING = "curves.svg"
 REDRAW_S = 3.0
-"""Seconds between two drawings."""
+"""Least seconds between two drawings."""
+REDRAW_SHARE = 0.01
+"""Most of the time that may be spent on drawing, which takes longer the longer the run."""
 
 
 class Curves(TrainerCallback):
@@ -26,7 +28,7 @@ class Curves(TrainerCallback):
         self._title = title
         self._folder = folder
         self._writer: Any = None
-        self._drawn = 0.0
+        self._due = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the event file; what an interrupted run logged after its last checkpoint is hidden."""
@@ -46,7 +48,7 @@ class Curves(TrainerCallback):
             elif isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, state.global_step)
         self._writer.flush()
-        if time.monotonic() - self._drawn > REDRAW_S:
+        if time.monotonic() >= self._due:
             self._draw(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -56,8 +58,10 @@ class Curves(TrainerCallback):
             self._writer.close()
 
     def _draw(self, state: Any) -> None:
+        started = time.monotonic()
         atomic_write(self._folder / DRAWING, curves_svg(self._title, state.log_history, state.max_steps))
-        self._drawn = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(REDRAW_S, (now - started) / REDRAW_SHARE)
 
 
 def _add_histogram(writer: Any, stated: Tally, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The curves of a training run as one SVG drawing, which follows light and dark; drawn in about a millisecond.
+"""The curves of a training run as one SVG drawing, which follows light and dark; drawn in some milliseconds.
 
 Like the report's drawings it is written here and not by a plotting library, which would take longer to load and draw
 than a small run's step.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .stated import BINS, TALLY, Tally, pooled
+from .stated import BINS, ECE_RESPONSES, TALLY, Tally, pooled
 
 Floats = NDArray[np.float64]
 
@@ -23,14 +23,16 @@ PANELS = {
     "reward": "reward",
     "mean_token_accuracy": "token accuracy",
     "brier": "Brier score",
-    "ece": "ECE, newest steps",
+    "ece": f"ECE, newest {ECE_RESPONSES} responses",
     "parse_rate": "parse rate",
     "confidence_entropy": "entropy of stated confidences, nats",
     "learning_rate": "learning rate",
 }
 """Logged figures that are drawn where a run has them, and their titles."""
-INSTEAD = {"reward": {"loss", "learning_rate"}, "brier": {"learning_rate"}}
-"""What is left out where another figure says more: the loss of a policy gradient is no measure of anything."""
+LEFT_OUT = ("loss", "learning_rate")
+"""Not drawn for stage *calibrate*: its loss is the Brier score, or a policy gradient's, which measures nothing."""
+SHARES = ("parse_rate",)
+"""Figures whose axis goes from 0 to 1, so that a rate which hardly moves looks so."""
 
 _POINTS = 300
 """A longer run is drawn in so many means."""
@@ -63,14 +65,14 @@ def curves_svg(title: str, history: Sequence[dict[str, Any]], max_steps: int) ->
         max_steps: Steps of the whole run.
     """
     last = max((int(entry["step"]) for entry in history), default=0)
-    hidden: set[str] = set().union(*(INSTEAD[name] for name in INSTEAD if any(name in entry for entry in history)))
+    tallies = [entry[TALLY] for entry in history if TALLY in entry]
+    hidden = LEFT_OUT if tallies else ()
     panels = []
     for key, name in PANELS.items():
         logged = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if logged and key not in hidden:
             steps, values = np.array(logged, np.float64).T
-            panels.append(_curve(name, steps, values, max_steps))
-    tallies = [entry[TALLY] for entry in history if TALLY in entry]
+            panels.append(_curve(name, steps, values, max_steps, whole=key in SHARES))
     if tallies:
         panels.append(_histogram(tallies))
     columns = max(1, min(_COLUMNS, len(panels)))
@@ -92,10 +94,10 @@ def curves_svg(title: str, history: Sequence[dict[str, Any]], max_steps: int) ->
     )
 
 
-def _curve(name: str, steps: Floats, values: Floats, max_steps: int) -> str:
+def _curve(name: str, steps: Floats, values: Floats, max_steps: int, *, whole: bool) -> str:
     steps, values = _thinned(steps, values)
     smooth = _smoothed(values)
-    ticks = _ticks(float(values.min()), float(values.max()))
+    ticks = _ticks(0.0, 1.0) if whole else _ticks(float(values.min()), float(values.max()))
     low, high = ticks[0], ticks[-1]
 
     def points(line: Floats) -> str:
@@ -104,21 +106,24 @@ def _curve(name: str, steps: Floats, values: Floats, max_steps: int) -> str:
             for step, value in zip(steps, line, strict=True)
         )
 
-    parts = [_card(name, f"{smooth[-1]:.3g}"), *_grid(ticks)]
-    parts += [_text(_x(share), _HEIGHT - 14, f"{share * max_steps:g}", "middle") for share in (0, 0.5, 1)]
+    parts = [_card(name, _short(float(smooth[-1]))), *_grid(ticks)]
+    parts += [
+        _text(_x(share), _HEIGHT - 14, f"{share * max_steps:g}", anchor)
+        for share, anchor in ((0, "middle"), (0.5, "middle"), (1, "end"))
+    ]
     parts.append(f'<polyline class="raw" points="{points(values)}"/>')
     parts.append(f'<polyline class="smooth" points="{points(smooth)}"/>')
     return "".join(parts)
 
 
 def _histogram(tallies: Sequence[Tally]) -> str:
-    """Returns the panel of the stated confidences: bars for the newest fifth of the steps, a line for the first."""
-    fifth = math.ceil(len(tallies) / 5)
-    start, now = (np.array(pooled(part)["count"]) for part in (tallies[:fifth], tallies[-fifth:]))
+    """Returns the panel of the stated confidences: bars for the newest tenth of the steps, a line for the first."""
+    tenth = math.ceil(len(tallies) / 10)
+    start, now = (np.array(pooled(part)["count"]) for part in (tallies[:tenth], tallies[-tenth:]))
     start, now = start / start.sum(), now / now.sum()
     ticks = _ticks(0.0, float(max(start.max(), now.max())))
-    parts = [_card("stated confidences", "now"), *_grid(ticks)]
-    parts.append(f'<text class="key" x="{_WIDTH - _RIGHT - 34}" y="26" text-anchor="end">— start</text>')
+    parts = [_card("stated confidences", "■ now"), *_grid(ticks)]
+    parts.append(f'<text class="key" x="{_WIDTH - 64}" y="26" text-anchor="end">▬ start</text>')
     parts += [_text(_x(share), _HEIGHT - 14, f"{share:g}", "middle") for share in (0, 0.25, 0.5, 0.75, 1)]
     outline = []
     for place in range(BINS):
@@ -154,11 +159,19 @@ def _smoothed(values: Floats) -> Floats:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Returns three to seven round numbers that enclose the range."""
-    reach = max(high - low, abs(high) * 1e-3, 1e-9)
+    reach = max(high - low, abs(high) / 20, 1e-9)
     power = 10.0 ** math.floor(math.log10(reach))
     step = next(power * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0) if reach <= 4.5 * power * factor)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [place * step for place in range(first, max(last, first + 1) + 1)]
+
+
+def _short(value: float) -> str:
+    """Returns a number in at most six characters or so: ``0.85``, ``3.1e-5``."""
+    if value == 0.0 or 1e-2 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def _card(name: str, newest: str) -> str:
@@ -174,7 +187,7 @@ def _grid(ticks: Sequence[float]) -> list[str]:
     for tick in ticks:
         y = _y((tick - ticks[0]) / (ticks[-1] - ticks[0]))
         parts.append(f'<line class="grid" x1="{_x(0)}" y1="{y:.1f}" x2="{_x(1)}" y2="{y:.1f}"/>')
-        parts.append(_text(_LEFT - 6, y + 4, f"{tick:.4g}", "end"))
+        parts.append(_text(_LEFT - 6, y + 4, _short(tick), "end"))
     return parts
 
 
