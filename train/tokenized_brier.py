@@ -111,8 +111,8 @@ def confidence_scores(model: Any, inputs: Mapping[str, torch.Tensor], tree: Labe
         logits_to_keep=len(tree) + 1,
     ).logits
     # The first row is of the last token before the tree, which is the parent -1.
-    log_probs = logits.float().log_softmax(dim=-1)
-    nodes = log_probs[:, tree.parents + 1, torch.as_tensor(tree.tokens, device=logits.device)]
+    rows, tokens = (torch.as_tensor(places, device=logits.device) for places in (tree.parents + 1, tree.tokens))
+    nodes = logits.float().log_softmax(dim=-1)[:, rows, tokens]
     return torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)
 
 

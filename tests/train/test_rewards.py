@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from emocaliber.runtime.grammar import REASONING_TAGS
-from emocaliber.train.rewards import bounded_reward, make_reward, paper_reward, reward_of
+from emocaliber.train.rewards import BAD_FORMAT_PAPER, bounded_reward, make_reward, paper_reward, reward_of
 
 LABELS = ("anger", "fear", "joy")
 GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
@@ -62,7 +63,7 @@ def test_the_paper_pays_more_for_a_surely_wrong_answer_than_for_an_honest_guess(
     honest = reward_of(response("joy", 0.8), LABELS, (0.0, 0.2, 0.8), "direct", "paper")
     gamed = reward_of(response("anger", 0.01), LABELS, (0.0, 0.2, 0.8), "direct", "paper")
     assert (honest, gamed) == (pytest.approx(0.7992, abs=1e-4), pytest.approx(0.9799, abs=1e-4))
-    # The hole closes where q = 2 H(q), which is at 0.846.
+    # The hole closes where q = 2 H(q), which is at 0.849.
     best = {right: max(paper_reward(c, right) for c in GRID) for right in (0.83, 0.86)}
     assert best[0.83] < 1.0 < best[0.86]
 
@@ -87,6 +88,43 @@ def test_the_bounded_reward_has_no_such_holes() -> None:
             honest = bounded_reward(truth.max(), truth.max())
             others = [bounded_reward(c, right) for right in truth if right < truth.max() for c in (0.0, *GRID)]
             assert honest > max(others, default=-math.inf)
+
+
+HONEST, SURELY_WRONG, BROKEN = response("joy", "{q}"), response("anger", 0.01), "joy!"
+
+
+@pytest.mark.parametrize(
+    ("q", "paper", "bounded"),
+    [
+        # Honest 1 + q - 2 H(q), named surely wrong 1 + 2 ln 0.99, broken; then 1 + q - q(1 - q), 1 - 0.01², broken.
+        (0.30, (0.0783, 0.9799, -5.0), (1.09, 0.9999, 0.0)),
+        (0.50, (0.1137, 0.9799, -5.0), (1.25, 0.9999, 0.0)),
+        (0.70, (0.4783, 0.9799, -5.0), (1.49, 0.9999, 0.0)),
+        (0.80, (0.7992, 0.9799, -5.0), (1.64, 0.9999, 0.0)),
+        (0.90, (1.2498, 0.9799, -5.0), (1.81, 0.9999, 0.0)),
+        (0.97, (1.7005, 0.9799, -5.0), (1.9409, 0.9999, 0.0)),
+    ],
+)
+def test_what_honesty_and_games_earn(q: float, paper: tuple[float, ...], bounded: tuple[float, ...]) -> None:
+    """Expected rewards where the best label is right with probability q, and one label is surely wrong."""
+    truth = (0.0, 1.0 - q, q)
+    for kind, expected in (("paper", paper), ("bounded", bounded)):
+        earned = [reward_of(text, LABELS, truth, "direct", kind) for text in (HONEST.format(q=q), SURELY_WRONG, BROKEN)]
+        assert earned == pytest.approx(expected, abs=1e-4)
+    assert bounded[0] > max(bounded[1:])
+    assert (paper[0] > max(paper[1:])) == (q > 0.849)
+
+
+def test_where_the_holes_of_the_paper_begin() -> None:
+    def honest(q: float) -> float:
+        return q + 2.0 * (q * math.log(q) + (1.0 - q) * math.log(1.0 - q))
+
+    # A surely wrong answer at c -> 0 earns 1: as much as the honest one where q = 2 H(q).
+    assert brentq(honest, 0.5, 0.99) == pytest.approx(0.8490, abs=1e-4)
+    # An error at c earns 1 + 2 ln(1 - c), which is the -5 of a broken format where c = 1 - e^-3.
+    costs = [paper_reward(c, 0.0) for c in (0.9502, 0.9503)]
+    assert costs[0] > BAD_FORMAT_PAPER > costs[1]
+    assert 1.0 - math.exp(-3.0) == pytest.approx(0.9502, abs=1e-4)
 
 
 def test_soft_correctness_follows_the_votes() -> None:
