@@ -50,18 +50,23 @@ def sharding_arguments(*, checkpointing: bool) -> dict[str, Any]:
     return arguments
 
 
+def is_sharded(model: Any) -> bool:
+    """Returns whether FSDP has spread a model, or a layer, over the processes."""
+    return isinstance(model, FSDPModule)
+
+
 class ShardedModel(TrainerCallback):
     """Sets right what a sharded model needs besides; does nothing to any other."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keeps the processes in step where they generate, and the output layer's gradient whole."""
-        if not isinstance(model, FSDPModule):
+        if not is_sharded(model):
             return
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         # Every process goes on until the last one's response ends: each layer is gathered by all of them at once.
         base._is_fsdp_managed_module = True
         head = base.get_output_embeddings()
-        if isinstance(head, FSDPModule):
+        if is_sharded(head):
             # TRL reads the head's weight instead of calling the head. Gathered that way, each process would keep the
             # gradient of its own samples alone; unsharded by FSDP, its gradient is reduced like every other.
             base.register_forward_pre_hook(lambda module, inputs: head.unshard() and None)
@@ -72,9 +77,9 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
 
     All processes must call it; those that are not the main one get an empty mapping.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return None
-    weights: dict[str, torch.Tensor] = get_model_state_dict(
+    weights: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     return weights

@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 from emocaliber.runtime.cli import main
+from emocaliber.train.stages import STAGES
 
 RECIPE = """
 name = "small"
@@ -69,6 +70,11 @@ def test_a_stage_out_of_order(recipe: str, capsys: pytest.CaptureFixture[str]) -
     words = ["--set", "verbalize={learning_rate = 1e-3, batch_size = 8}"]
     message = failed(["train", "verbalize", recipe, *words], capsys)
     assert "runs/small/reason holds no finished stage; run 'emocaliber train reason' first" in message
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_command(stage: str, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot read recipe missing.toml" in failed(["train", stage, "missing.toml"], capsys)
 
 
 @pytest.mark.parametrize("words", [["nonsense", "recipe.toml"], ["reason"], [], ["reason", "recipe.toml", "--fast"]])

@@ -9,7 +9,6 @@ from pathlib import Path
 from emocaliber.train.launch import in_place, launch, launched, processes
 from emocaliber.train.quiet import quiet_libraries
 from emocaliber.train.recipe import Recipe, load_recipe
-from emocaliber.train.stages import STAGES
 from emocaliber.train.workspace import Workspace
 
 _HELP = {
@@ -29,8 +28,8 @@ _ALONE = ("vision",)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the stages and their arguments."""
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    for name in STAGES:
-        add_recipe_arguments(stages.add_parser(name, help=_HELP[name], description=_HELP[name]))
+    for name, text in _HELP.items():
+        add_recipe_arguments(stages.add_parser(name, help=text, description=text))
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_stage(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    # Seconds to import, and a process that only starts others does without.
+    from emocaliber.train.stages import STAGES
+
     workspace = Workspace(arguments.out or Path("runs") / recipe.name)
     result = STAGES[arguments.stage](recipe, workspace, resume=arguments.resume)
     if processes().is_main_process:
