@@ -17,6 +17,7 @@ from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.tokenization import PromptTokenizer
 from emocaliber.train.conversations import (
     choose_modes,
+    passes,
     prompt_dataset,
     prompt_of,
     response_of,
@@ -120,3 +121,11 @@ def test_modes_have_their_share_in_an_order_the_seed_fixes() -> None:
     assert 0 < modes[:50].count("direct") < 30
     assert choose_modes(3, 0.0, seed=1) == ["reason"] * 3
     assert choose_modes(3, 1.0, seed=1) == ["direct"] * 3
+
+
+def test_passes_take_every_item_before_any_again() -> None:
+    ordered = passes("abcde", 12, seed=3)
+    assert sorted(ordered[:5]) == sorted(ordered[5:10]) == list("abcde")
+    assert ordered[:5] != ordered[5:10]
+    assert ordered == passes("abcde", 14, seed=3)[:12] != passes("abcde", 12, seed=4)
+    assert set(passes("ab", 1, seed=0)) < {"a", "b"}

@@ -96,6 +96,25 @@ def test_released_weights_take_the_place_of_the_stages_they_have_been_through(wo
     assert model_after(recipe, workspace, "calibrate") == workspace.stage("calibrate")
 
 
+@pytest.mark.parametrize(
+    ("method", "asked"), [("grpo", "train_reinforce"), ("tokenized-brier", "train_tokenized_brier")]
+)
+def test_the_recipe_says_how_to_calibrate(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, method: str, asked: str
+) -> None:
+    finish(workspace, "verbalize")
+    table = {"method": method, "learning_rate": 1e-4, "steps": 1, "prompts_per_step": 2}
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(stages, "load_model", lambda path, dtype: f"model at {path.name}")
+    monkeypatch.setattr(stages, "open_processor", lambda recipe, path: path)
+    for name in ("train_reinforce", "train_tokenized_brier"):
+        monkeypatch.setattr(stages, name, lambda start, *_, name=name, resume: calls.append((name, start)))
+    STAGES["calibrate"](tiny_recipe(calibrate=table), workspace)
+    # GRPO reads the policy itself, twice: it is its own reference.
+    start = workspace.stage("verbalize") if method == "grpo" else "model at verbalize"
+    assert calls == [(asked, start)]
+
+
 def test_a_stage_without_a_table_cannot_run(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match=r"recipe tiny has no \[vision\] table"):
         STAGES["vision"](tiny_recipe(vision=None), workspace)
