@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKS = ROOT / ".dev" / "emocaliber"
 LAYERS = ("distill", "evaluate", "export", "recipes", "runtime", "train")
 WITHOUT_CODE = {"recipes"}
+BESIDE = {"benchmarks", "tests"}
+"""Folders with code that is not installed."""
 MAX_LINES = 450
 
 pytestmark = pytest.mark.skipif(not LINKS.is_dir(), reason="a source distribution has no links")
@@ -35,7 +37,7 @@ def project() -> dict[str, Any]:
 
 
 def python_files() -> list[Path]:
-    folders = [*LAYERS, "tests"]
+    folders = [*LAYERS, *BESIDE]
     return [ROOT / "dev.py", *sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
 
 
@@ -53,7 +55,7 @@ def test_every_list_of_layers_is_the_same(project: dict[str, Any]) -> None:
 def test_folders_with_code_or_recipes_are_layers() -> None:
     found = {path.parent.name for pattern in ("*/*.py", "*/py.typed") for path in ROOT.glob(pattern)}
     found |= {path.parents[1].name for path in ROOT.glob("*/*/recipe.toml")}
-    assert {name for name in found if not name.startswith(".")} - {"tests"} == set(LAYERS)
+    assert {name for name in found if not name.startswith(".")} - BESIDE == set(LAYERS)
 
 
 def test_import_contract_names_every_layer_with_code(project: dict[str, Any]) -> None:
