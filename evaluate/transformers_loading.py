@@ -20,14 +20,17 @@ HUB = "hf://"
 
 _HINT = f"run the stage that writes it first, or name a hub model as {HUB}owner/name"
 
-QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+QWEN_FAMILIES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+"""Architecture to the name of its processor; they treat single images alike."""
 
 
 class QwenImageProcessor(Qwen2_5_VLProcessor):
-    """The Qwen2-VL and Qwen2.5-VL processor without its video part, which cannot be made without torchvision.
+    """The processor of the Qwen-VL families without its video part, which cannot be made without torchvision.
 
     Saved, it names the class it stands for, so that other programs load the folder as usual.
     """
+
+    stands_for = QWEN_FAMILIES["qwen2_5_vl"]
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any
@@ -41,7 +44,7 @@ class QwenImageProcessor(Qwen2_5_VLProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as they are saved."""
-        return {**super().to_dict(), "processor_class": Qwen2_5_VLProcessor.__name__}
+        return {**super().to_dict(), "processor_class": self.stands_for}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Saves the processor, and the image processor's settings once more in the file where older programs look."""
@@ -88,11 +91,14 @@ def load_processor(path: str | Path, *, min_pixels: int | None = None, max_pixel
     if local and not Path(path, "tokenizer.json").is_file():
         raise ArtifactError(f"{path} holds no processor (tokenizer.json is missing); {_HINT}")
     options: dict[str, Any] = {"local_files_only": local, "backend": "pil"}
-    qwen = model_type(path) in QWEN_FAMILIES
+    family = model_type(path)
+    qwen = family in QWEN_FAMILIES
     try:
         processor = (QwenImageProcessor if qwen else AutoProcessor).from_pretrained(transformers_name(path), **options)
     except (OSError, ValueError, ImportError) as error:
         raise ArtifactError(f"cannot load a processor from {path}: {error}") from error
+    if qwen:
+        processor.stands_for = QWEN_FAMILIES[family]
     if min_pixels is not None or max_pixels is not None:
         if not qwen:
             raise ConfigError(f"min_pixels and max_pixels do not apply to {path}, whose images all have one size")
