@@ -19,7 +19,6 @@ from emocaliber.evaluate.records import Comparison, CoverageRow, Example, Report
 from emocaliber.evaluate.report import render_report
 from emocaliber.evaluate.summary import expected_correctness
 from emocaliber.evaluate.transformers_model import TransformersModel
-from emocaliber.export.bundle import replace_calibration
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ConfigError
@@ -28,6 +27,7 @@ from emocaliber.runtime.grammar import MODES, Mode
 from emocaliber.runtime.prediction import Prediction
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
+from emocaliber.runtime.sealing import replace_calibration
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage
 from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run_verbalize, run_vision

@@ -6,6 +6,7 @@ import random
 import sys
 from pathlib import Path
 
+from emocaliber.evaluate.bundle_fitting import calibrate_bundle
 from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
@@ -24,7 +25,6 @@ from emocaliber.train.stages import longest_response, model_after, prepare
 from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .collect import collect_traces, read_traces
-from .fit import calibrate_bundle
 from .rows import student_rows
 from .student import train_student
 

@@ -11,6 +11,7 @@ from .calibration_metrics import (
     half_open_calibration_error,
     smooth_calibration_error,
 )
+from .conformal_fitting import COVERAGES, fit_conformal
 from .distances import (
     canberra_distance,
     chebyshev_distance,
@@ -18,7 +19,8 @@ from .distances import (
     cosine_similarity,
     intersection_similarity,
 )
-from .fitting import COVERAGES, fit_calibrator, fit_conformal
+from .drift_fitting import fit_drift
+from .fitting import cross_fitted, fit_calibrator, minimum_samples
 from .intervals import bootstrap_mean, bootstrap_statistic, paired_difference
 from .metrics import (
     accuracy,
@@ -71,6 +73,7 @@ __all__ = [
     "clark_distance",
     "classwise_calibration_error",
     "cosine_similarity",
+    "cross_fitted",
     "debiased_calibration_error",
     "excess_aurc",
     "expected_calibration_error",
@@ -78,11 +81,13 @@ __all__ = [
     "f1_scores",
     "fit_calibrator",
     "fit_conformal",
+    "fit_drift",
     "half_open_calibration_error",
     "intersection_similarity",
     "js_divergence",
     "kl_divergence",
     "mean_set_size",
+    "minimum_samples",
     "multiclass_brier",
     "negative_log_likelihood",
     "paired_difference",

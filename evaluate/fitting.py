@@ -1,8 +1,8 @@
 """Fits the calibrators that `emocaliber.runtime.calibration` applies: methods compared by cross-validation.
 
 Every fit minimises the cross-entropy of the calibrated probabilities to the target distributions (annotators' votes, a
-known posterior, or one-hot labels). Fusion of the verbalised confidence and the conformal thresholds are fitted on
-out-of-fold probabilities, so that they see the calibrator as new images will, not as its own training data did.
+known posterior, or one-hot labels). The confidence map and the conformal thresholds are fitted on out-of-fold
+probabilities, so that they see the calibrator as new images will, not as its own training data did.
 """
 
 from __future__ import annotations
@@ -12,37 +12,54 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emocaliber.runtime.calibration import Calibrator, ConfidenceFusion, Conformal, Method, conformal_scores
+from emocaliber.runtime.calibration import Calibrator, Method
+from emocaliber.runtime.confidence import map_confidence
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import Mode
 from emocaliber.runtime.taxonomy import Taxonomy
 
-from .scalings import MATRIX_PENALTIES, Scaling, binary_log_losses, fit_fusion, fit_scaling
+from .confidence_fitting import ChosenMap, choose_map
+from .conformal_fitting import choose_conformal
+from .drift_fitting import fit_drift
+from .folds import FOLDS, assign_folds, clearly_better
+from .scalings import MATRIX_PENALTIES, Scaling, fit_scaling
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
-"""Coverages for which thresholds are fitted."""
-
 MIN_SAMPLES = 100
-"""Fewest samples a calibrator is fitted on: below, neither the folds nor the 0.99 threshold mean anything."""
+"""Fewest samples a calibrator is fitted on: with 98 or fewer no threshold can promise a coverage of 0.99."""
 
-FOLDS = 5
-"""Folds of the cross-validation."""
+MIN_SAMPLES_A_LABEL = 10
+"""Fewest samples for each label of the set, on average: ten for each number that the bias method fits."""
 
 _TINY = 1e-12
 _SUM_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """One method at one penalty, with what cross-validation says of it."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scaled:
+    """The label scaling that cross-validation chose."""
 
     method: Method
-    penalty: float
+    scaling: Scaling
     held_out: Floats
-    log_loss: float
+    log_losses: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Fitted:
+    """Label scaling and confidence map, fitted together."""
+
+    scaled: _Scaled
+    mapped: ChosenMap
+
+    def apply(self, scores: Floats, verbalized: Floats | None) -> Floats:
+        """Returns (N, K) calibrated probabilities."""
+        probabilities = self.scaled.scaling.apply(scores)
+        if self.mapped.mapping is None:
+            return probabilities
+        return map_confidence(self.mapped.mapping, probabilities, verbalized)
 
 
 def fit_calibrator(
@@ -56,13 +73,14 @@ def fit_calibrator(
     engine: str,
     fitted_on: str,
     verbalized: ArrayLike | None = None,
+    features: ArrayLike | None = None,
     seed: int = 0,
 ) -> Calibrator:
-    """Returns the calibrator that generalises best, with its conformal thresholds and every method's log loss.
+    """Returns the calibrator that generalises best, with its prediction sets and the log loss of all that was tried.
 
     Temperature (Guo et al. 2017), bias-corrected temperature (Alexandari et al. 2020) and matrix scaling regularised
-    towards the identity (ODIR; Kull et al. 2019) are compared by 5-fold cross-validated log loss. A verbalised
-    confidence is taken in only if that lowers the held-out log loss further.
+    towards the identity (ODIR; Kull et al. 2019) are compared by 5-fold cross-validated log loss, and so are the
+    confidence maps of `choose_map`. A richer method is taken only if it is `clearly_better` than the simpler one.
 
     Args:
         scores: (N, K), raw label scores in nats, of exactly the model, mode, precision and engine to calibrate.
@@ -74,114 +92,118 @@ def fit_calibrator(
         engine: Engine that computed them.
         fitted_on: The samples, in words; goes into the record.
         verbalized: (N,), in (0, 1), the confidences the model stated; None where it states none.
+        features: (N, D), of the vision encoder, by which drift is noticed later; None records nothing.
         seed: Of the folds.
 
     Raises:
-        InputError: If there are fewer than `MIN_SAMPLES` samples, a number is not finite, or shapes do not fit.
+        InputError: If there are fewer samples than `minimum_samples`, a number is not finite, or shapes do not fit.
     """
     s, t = _checked(scores, targets, labels)
     stated = None if verbalized is None else _checked_confidence(verbalized, len(s))
-    fold = _assign_folds(len(s), seed)
-    tried = _try_all(s, t, fold)
-    best = min(tried.values(), key=lambda candidate: candidate.log_loss)
-    scaling = fit_scaling(best.method, s, t, best.penalty)
-    held_out, fusion = best.held_out, None
-    if stated is not None:
-        held_out, fusion = _fuse(best.held_out, t, stated, fold)
+    fold = assign_folds(len(s), seed)
+    fitted = _fit(s, t, stated, fold)
+    scaling, mapped = fitted.scaled.scaling, fitted.mapped
     return Calibrator(
         taxonomy=taxonomy,
         mode=mode,
         precision=precision,
         engine=engine,
         labels=tuple(labels),
-        method=best.method,
+        method=fitted.scaled.method,
         temperature=scaling.temperature,
         bias=tuple(float(b) for b in scaling.bias),
         weight=None if scaling.weight is None else tuple(tuple(float(w) for w in row) for row in scaling.weight),
-        confidence=fusion,
-        conformal=fit_conformal(held_out, t),
+        confidence=mapped.mapping,
+        conformal=choose_conformal(mapped.held_out, t, fold),
         n=len(s),
         fitted_on=fitted_on,
-        log_loss=cross_entropy(held_out, t),
-        candidates={name: candidate.log_loss for name, candidate in tried.items()},
+        log_loss=cross_entropy(mapped.held_out, t),
+        candidates=fitted.scaled.log_losses,
+        confidence_candidates=mapped.log_losses,
+        drift=None if features is None else fit_drift(features, seed),
     )
 
 
-def fit_conformal(probabilities: ArrayLike, targets: ArrayLike, coverages: tuple[float, ...] = COVERAGES) -> Conformal:
-    """Returns thresholds for which prediction sets hold a label drawn from the target at least as often as asked.
+def cross_fitted(scores: ArrayLike, targets: ArrayLike, verbalized: ArrayLike | None = None, seed: int = 0) -> Floats:
+    """Returns (N, K) calibrated probabilities, each sample's by a calibrator whose every choice was made without it.
 
-    Split conformal prediction with the APS score (Vovk et al. 2005; Romano et al. 2020, without randomisation). Votes
-    are weights: the threshold is the smallest score s with ``sum_i sum_y t_iy [score_iy <= s] >= (n + 1) coverage``,
-    the finite-sample quantile; where n is too small for it, 1, which admits every label.
+    What `fit_calibrator` is worth on new images: `Calibrator.log_loss` is of methods chosen on the same folds.
 
     Args:
-        probabilities: (N, K), calibrated, of samples the calibrator was not fitted on.
-        targets: (N, K), rows that sum to one.
-        coverages: Increasing, in (0, 1).
+        scores: (N, K), as in `fit_calibrator`.
+        targets: (N, K), as there.
+        verbalized: (N,), as there.
+        seed: Of the folds.
 
     Raises:
-        InputError: If shapes differ or a number is not finite.
+        InputError: As `fit_calibrator`.
     """
-    p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    if p.shape != t.shape or p.ndim != 2 or not (np.isfinite(p).all() and np.isfinite(t).all()):
-        raise InputError(f"conformal thresholds need finite (N, K) arrays, got {p.shape} and {t.shape}")
-    flat = conformal_scores(p).ravel()
-    order = np.argsort(flat, kind="stable")
-    ordered, mass = flat[order], np.cumsum(t.ravel()[order])
-    thresholds = []
-    for coverage in coverages:
-        position = int(np.searchsorted(mass, (len(p) + 1) * coverage - 1e-9, side="left"))
-        thresholds.append(float(ordered[position]) if position < len(ordered) else 1.0)
-    return Conformal(method="aps", coverages=tuple(coverages), thresholds=tuple(thresholds))
+    given = np.asarray(scores, dtype=np.float64)
+    s, t = _checked(given, targets, tuple(f"label {k}" for k in range(given.shape[-1])))
+    stated = None if verbalized is None else _checked_confidence(verbalized, len(s))
+    fold = assign_folds(len(s), seed)
+    held_out = np.empty_like(s)
+    for k in range(FOLDS):
+        inside, outside = fold == k, fold != k
+        part = None if stated is None else stated[outside]
+        fitted = _fit(s[outside], t[outside], part, assign_folds(int(outside.sum()), seed + 1))
+        held_out[inside] = fitted.apply(s[inside], None if stated is None else stated[inside])
+    return held_out
+
+
+def minimum_samples(labels: int) -> int:
+    """Returns the fewest samples that a calibrator over so many labels is fitted on."""
+    return max(MIN_SAMPLES, MIN_SAMPLES_A_LABEL * labels)
 
 
 def cross_entropy(probabilities: Floats, targets: Floats) -> float:
     """Returns the mean of ``-sum_k t_k ln p_k`` in nats; probabilities (N, K) are clipped at 1e-12 from below."""
-    return float(-(targets * np.log(np.maximum(probabilities, _TINY))).sum(axis=1).mean())
+    return float(_cross_entropies(probabilities, targets).mean())
 
 
-def _try_all(scores: Floats, targets: Floats, fold: Ints) -> dict[str, _Candidate]:
-    tried: dict[str, _Candidate] = {}
+def _cross_entropies(probabilities: Floats, targets: Floats) -> Floats:
+    losses: Floats = -(targets * np.log(np.maximum(probabilities, _TINY))).sum(axis=1)
+    return losses
+
+
+def _fit(scores: Floats, targets: Floats, stated: Floats | None, fold: Ints) -> _Fitted:
+    scaled = _choose_scaling(scores, targets, fold)
+    return _Fitted(scaled=scaled, mapped=choose_map(scaled.held_out, targets, stated, fold))
+
+
+def _choose_scaling(scores: Floats, targets: Floats, fold: Ints) -> _Scaled:
+    """Returns the chosen method, fitted on all samples; the matrix comes with its best penalty."""
     grid: tuple[tuple[Method, tuple[float, ...]], ...] = (
         ("temperature", (0.0,)),
         ("bias", (0.0,)),
         ("matrix", MATRIX_PENALTIES),
     )
+    losses: dict[str, Floats] = {}
+    chosen: tuple[Method, float, Floats] | None = None
     for method, penalties in grid:
-        candidates = [_cross_validate(method, penalty, scores, targets, fold) for penalty in penalties]
-        tried[method] = min(candidates, key=lambda candidate: candidate.log_loss)
-    return tried
+        tried = [(penalty, _cross_validated(method, penalty, scores, targets, fold)) for penalty in penalties]
+        penalty, held_out = min(tried, key=lambda pair: cross_entropy(pair[1], targets))
+        losses[method] = _cross_entropies(held_out, targets)
+        if chosen is None or clearly_better(losses[method], losses[chosen[0]]):
+            chosen = method, penalty, held_out
+    assert chosen is not None
+    method, penalty, held_out = chosen
+    return _Scaled(
+        method=method,
+        scaling=fit_scaling(method, scores, targets, penalty),
+        held_out=held_out,
+        log_losses={name: float(values.mean()) for name, values in losses.items()},
+    )
 
 
-def _cross_validate(method: Method, penalty: float, scores: Floats, targets: Floats, fold: Ints) -> _Candidate:
+def _cross_validated(method: Method, penalty: float, scores: Floats, targets: Floats, fold: Ints) -> Floats:
+    """Returns (N, K) probabilities of every sample by a fit that has not seen it."""
     held_out = np.empty_like(scores)
     for k in range(FOLDS):
         outside = fold != k
         scaling: Scaling = fit_scaling(method, scores[outside], targets[outside], penalty)
         held_out[~outside] = scaling.apply(scores[~outside])
-    return _Candidate(method=method, penalty=penalty, held_out=held_out, log_loss=cross_entropy(held_out, targets))
-
-
-def _fuse(held_out: Floats, targets: Floats, stated: Floats, fold: Ints) -> tuple[Floats, ConfidenceFusion | None]:
-    """Returns held-out probabilities and the fusion that made them better, or the same ones and None."""
-    index = np.arange(len(held_out))
-    top = held_out.argmax(axis=1)
-    correct = targets[index, top]
-    fused = np.empty_like(held_out)
-    for k in range(FOLDS):
-        outside = fold != k
-        fusion = fit_fusion(held_out[outside].max(axis=1), stated[outside], correct[outside])
-        fused[~outside] = fusion.apply(held_out[~outside], stated[~outside])
-    # The other labels keep their proportions, so only the top label's binary log loss can change.
-    if binary_log_losses(fused[index, top], correct).mean() >= binary_log_losses(held_out[index, top], correct).mean():
-        return held_out, None
-    return fused, fit_fusion(held_out.max(axis=1), stated, correct)
-
-
-def _assign_folds(n: int, seed: int) -> Ints:
-    fold = np.arange(n, dtype=np.int64) % FOLDS
-    np.random.default_rng(seed).shuffle(fold)
-    return fold
+    return held_out
 
 
 def _checked(scores: ArrayLike, targets: ArrayLike, labels: tuple[str, ...]) -> tuple[Floats, Floats]:
@@ -189,8 +211,9 @@ def _checked(scores: ArrayLike, targets: ArrayLike, labels: tuple[str, ...]) -> 
     Taxonomy(name="calibrated", labels=tuple(labels))
     if s.ndim != 2 or s.shape[1] != len(labels) or t.shape != s.shape:
         raise InputError(f"scores have shape {s.shape}, targets {t.shape}; expected (N, {len(labels)}) both")
-    if len(s) < MIN_SAMPLES:
-        raise InputError(f"a calibrator needs at least {MIN_SAMPLES} samples, got {len(s)}")
+    least = minimum_samples(len(labels))
+    if len(s) < least:
+        raise InputError(f"a calibrator over {len(labels)} labels needs at least {least} samples, got {len(s)}")
     if not (np.isfinite(s).all() and np.isfinite(t).all()):
         raise InputError("scores or targets hold a number that is not finite (NaN or infinity)")
     if (t < 0).any() or float(np.abs(t.sum(axis=1) - 1.0).max()) > _SUM_TOLERANCE:

@@ -51,8 +51,13 @@ def kl_divergence(p_true: ArrayLike, p_pred: ArrayLike) -> float:
         p_true: (N, K), p.
         p_pred: (N, K), q.
     """
+    return float(kl_losses(p_true, p_pred).mean())
+
+
+def kl_losses(p_true: ArrayLike, p_pred: ArrayLike) -> Floats:
+    """Returns (N,) the divergences whose mean is `kl_divergence`, for paired comparisons."""
     p, q = as_pair(p_true, p_pred)
-    return float(_kl_rows(p, np.maximum(q, _TINY)).mean())
+    return _kl_rows(p, np.maximum(q, _TINY))
 
 
 def js_divergence(p_true: ArrayLike, p_pred: ArrayLike) -> float:

@@ -1,4 +1,4 @@
-"""The fits behind a calibrator: three scalings of label scores, and the fusion with a stated confidence.
+"""The label scalings behind a calibrator: temperature, bias-corrected temperature, and regularised matrix.
 
 All minimise a smooth objective by L-BFGS with analytic gradients. Scores are centred per row, as the runtime does.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from emocaliber.runtime.calibration import ConfidenceFusion, Method, scaled_probabilities, softmax
+from emocaliber.runtime.calibration import Method, scaled_probabilities, softmax
+from emocaliber.runtime.confidence import PROBABILITY_EDGE
 
 Floats = NDArray[np.float64]
 Objective = Callable[[Floats], tuple[float, Floats]]
@@ -25,8 +26,6 @@ TEMPERATURE_RANGE = (0.01, 100.0)
 """Fitted temperatures stay inside: scores that say nothing would else drive T to infinity."""
 
 _BIAS_SCALE = 3.0
-_FUSION_PENALTY = 1.0
-_LOGIT_EDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,13 +63,13 @@ def fit_scaling(method: Method, scores: Floats, targets: Floats, penalty: float 
     low, high = (-math.log(edge) for edge in reversed(TEMPERATURE_RANGE))
     start = np.zeros(1 + count) if method == "bias" else np.zeros(1)
     objective = bias_objective(centred, targets) if method == "bias" else temperature_objective(centred, targets)
-    fitted = _minimise(objective, start, [(low, high)] + [(None, None)] * (len(start) - 1))
+    fitted = minimised(objective, start, [(low, high)] + [(None, None)] * (len(start) - 1))
     temperature = math.exp(-float(fitted[0]))
     if method != "matrix":
         bias = fitted[1:] - fitted[1:].mean() if method == "bias" else np.zeros(count)
         return Scaling(temperature=temperature, bias=bias, weight=None)
     begin = np.concatenate([np.eye(count).ravel(), np.zeros(count)])
-    fitted = _minimise(matrix_objective(centred / temperature, targets, penalty), begin, None)
+    fitted = minimised(matrix_objective(centred / temperature, targets, penalty), begin, None)
     bias = fitted[count * count :]
     weight = fitted[: count * count].reshape(count, count)
     return Scaling(temperature=temperature, bias=bias - bias.mean(), weight=weight)
@@ -128,42 +127,9 @@ def matrix_objective(scaled: Floats, targets: Floats, penalty: float) -> Objecti
     return objective
 
 
-def fit_fusion(top: Floats, verbalized: Floats, correct: Floats) -> ConfidenceFusion:
-    """Returns the logistic regression of correctness on ``(1, logit p_top, logit c)``, pulled towards ``(0, 1, 0)``.
-
-    That point is "leave the probability as it is", so a stated confidence has to earn its weight.
-
-    Args:
-        top: (N,), calibrated probability of the top label.
-        verbalized: (N,), stated confidence in it.
-        correct: (N,), in [0, 1], (expected) correctness of the top label.
-    """
-    features = np.stack([np.ones_like(top), _logit(top), _logit(verbalized)], axis=1)
-    fitted = _minimise(fusion_objective(features, correct), np.array([0.0, 1.0, 0.0]), None)
-    return ConfidenceFusion(intercept=float(fitted[0]), top=float(fitted[1]), verbalized=float(fitted[2]))
-
-
-def fusion_objective(features: Floats, correct: Floats) -> Objective:
-    """Returns the penalised mean binary log loss as a function of (3,) weights, and its gradient.
-
-    With ``f = sigmoid(X w)``: ``dL/dw = mean_n (f - q)_n x_n + 2 / N (w - (0, 1, 0))``.
-    """
-    home = np.array([0.0, 1.0, 0.0])
-    strength = _FUSION_PENALTY / len(features)
-
-    def objective(parameters: Floats) -> tuple[float, Floats]:
-        logits = features @ parameters
-        loss = float((np.logaddexp(0.0, logits) - correct * logits).mean())
-        error = (0.5 * (1.0 + np.tanh(0.5 * logits)) - correct) / len(correct)
-        away = parameters - home
-        return loss + strength * float(away @ away), features.T @ error + 2 * strength * away
-
-    return objective
-
-
 def binary_log_losses(probability: Floats, correct: Floats) -> Floats:
     """Returns (N,) ``-q ln p - (1 - q) ln(1 - p)`` in nats, p clipped to [1e-6, 1 - 1e-6]."""
-    p = np.clip(probability, _LOGIT_EDGE, 1.0 - _LOGIT_EDGE)
+    p = np.clip(probability, PROBABILITY_EDGE, 1.0 - PROBABILITY_EDGE)
     losses: Floats = -correct * np.log(p) - (1.0 - correct) * np.log1p(-p)
     return losses
 
@@ -176,19 +142,14 @@ def _cross_entropy(logits: Floats, targets: Floats) -> tuple[float, Floats]:
     return loss, (softmax(logits) - targets) / len(logits)
 
 
-def _minimise(objective: Objective, start: Floats, bounds: list[tuple[float | None, float | None]] | None) -> Floats:
+def minimised(objective: Objective, start: Floats, bounds: list[tuple[float | None, float | None]] | None) -> Floats:
+    """Returns the parameters at the minimum of a smooth objective (L-BFGS-B), from ``start``, inside the bounds."""
     result = minimize(
         objective,
         start,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": 500, "ftol": 1e-12, "gtol": 1e-8},
+        options={"maxiter": 500, "ftol": 1e-8, "gtol": 1e-6},
     )
     return np.asarray(result.x, dtype=np.float64)
-
-
-def _logit(probability: Floats) -> Floats:
-    p = np.clip(probability, _LOGIT_EDGE, 1.0 - _LOGIT_EDGE)
-    logits: Floats = np.log(p) - np.log1p(-p)
-    return logits

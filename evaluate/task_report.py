@@ -18,7 +18,7 @@ from emocaliber.runtime.prediction import Prediction
 from emocaliber.runtime.samples import Sample
 
 from .comparing import comparisons
-from .fitting import COVERAGES
+from .conformal_fitting import COVERAGES
 from .predictions import Outcome
 from .records import (
     BaselineRow,

@@ -1,13 +1,9 @@
-"""Writing bundles: everything beside the target first, checked, then renamed into place in one step."""
+"""Writing bundles: a model exported, quantised, compared with its graphs, and sealed."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,30 +18,26 @@ from emocaliber.evaluate.prompting import (
     suppressed_tokens,
     tokenizer_json,
 )
-from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError, ExportError
-from emocaliber.runtime.files import atomic_write, sha256_of
+from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
-    MANIFEST_NAME,
-    MODEL_CARD_NAME,
+    PARITY_NAME,
     TOKENIZER_NAME,
     DecoderShape,
-    FileRecord,
     GraphFiles,
 )
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
-from emocaliber.runtime.strict_json import parse_json
+from emocaliber.runtime.sealing import check_free, seal, staged
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .graphs import DECODER, EMBED, VISION, export_graphs
-from .model_card import model_card
 from .quantize import SUFFIX, QuantizationReport, quantize_int8
-from .verify import PARITY_NAME, Tolerances, verify_graphs
+from .verify import Tolerances, verify_graphs
 
 PRECISION_SUFFIXES = {"fp32": "", "int8": SUFFIX}
 """The precisions that can be written, and what they add to the graphs' file names."""
@@ -148,7 +140,7 @@ def write_bundle(
         model: The transformers model; it is not changed.
         processor: Its processor: ``tokenizer``, ``image_processor`` and a chat template.
         spec: Name, taxonomies, prompts, precisions and provenance.
-        calibrators: Fitted calibrators, if there are any yet; `replace_calibration` adds them later.
+        calibrators: Fitted calibrators, if there are any yet; `replace_calibration` of the runtime adds them later.
         verify: Whether to compare the graphs with the model; the result becomes ``parity.json``.
         tolerances: Largest differences accepted there.
         overwrite: Whether a bundle that stands at ``target`` is replaced; nothing else ever is.
@@ -172,115 +164,6 @@ def write_bundle(
                 (folder / name).unlink()
         seal(folder, _manifest_fields(model, processor, spec, quantization))
     return target
-
-
-def replace_calibration(
-    path: Path, calibrators: Sequence[Calibrator], *, metrics: Mapping[str, Mapping[str, Any]] | None = None
-) -> None:
-    """Puts other calibrators into a bundle folder, with its hashes and model card brought up to date.
-
-    Args:
-        path: The bundle's folder; it is replaced in one step by a changed copy.
-        calibrators: All calibrators it will hold.
-        metrics: Rows to add to the results of the model card, ``{row: {measure: number or null}}``.
-
-    Raises:
-        ArtifactError: If it is no valid bundle, or a calibrator does not belong to it; the bundle is then as it was.
-    """
-    with Bundle.open(path) as bundle:
-        fields = to_mapping(bundle.manifest)
-    fields.pop("files")
-    if metrics:
-        fields["provenance"]["metrics"] = {**fields["provenance"].get("metrics", {}), **to_mapping(metrics)}
-    with staged(path) as folder:
-        shutil.copytree(path, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
-        write_calibrators(calibrators, folder / CALIBRATION_NAME)
-        seal(folder, fields)
-
-
-def seal(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Writes the model card and ``bundle.json`` for the files that stand in ``folder``, and opens the result.
-
-    Args:
-        folder: Holds graphs, tokenizer and ``calibration.json``; every regular file in it becomes part of the bundle.
-        fields: The manifest as a mapping, without ``files``.
-
-    Raises:
-        ArtifactError: If what stands there is no valid bundle.
-    """
-    card = folder / MODEL_CARD_NAME
-    if not card.exists():
-        atomic_write(card, "")
-    _write_manifest(folder, fields)
-    # Opened twice: the card is written from a manifest that is known to be valid, and changes it.
-    with Bundle.open(folder, verify=False) as bundle:
-        atomic_write(card, model_card(bundle.manifest, bundle.calibrators, _read_parity(folder)))
-    _write_manifest(folder, fields)
-    Bundle.open(folder, verify=False).close()
-
-
-def _write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_NAME)
-    files = {
-        name: FileRecord(sha256=sha256_of(folder / name), size_bytes=(folder / name).stat().st_size) for name in names
-    }
-    text = json.dumps({**fields, "files": to_mapping(files)}, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write(folder / MANIFEST_NAME, text + "\n")
-
-
-def _read_parity(folder: Path) -> dict[str, Any] | None:
-    path = folder / PARITY_NAME
-    return parse_json(path.read_text(encoding="utf-8"), PARITY_NAME) if path.is_file() else None
-
-
-def check_free(target: Path, *, overwrite: bool = False, mark: str = MANIFEST_NAME) -> None:
-    """Checks that a folder may be made at ``target``.
-
-    Args:
-        target: Where.
-        overwrite: Whether a folder that holds ``mark`` may be replaced.
-        mark: Name of the file by which a folder of our own is known.
-
-    Raises:
-        ExportError: If something stands there that may not be replaced.
-    """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / mark).is_file():
-        raise ExportError(f"{target} exists and is not what this command writes (no {mark}); give another place")
-    if not overwrite:
-        raise ExportError(f"{target} exists; give another place, or ask to overwrite it")
-
-
-@contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``target`` that takes its place when the block ends well, and goes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.exists():
-            old = folder.with_suffix(".old")
-            target.rename(old)
-            try:
-                folder.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _link_or_copy(source: str, destination: str) -> None:
-    """Links a file, which costs no space, or copies it where links are not possible."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)
 
 
 def _graph_files(precision: str) -> GraphFiles:

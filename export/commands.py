@@ -13,8 +13,9 @@ from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
+from emocaliber.runtime.sealing import check_free, staged
 
-from .bundle import BundleSpec, check_free, spec_from_table, staged, write_bundle
+from .bundle import BundleSpec, spec_from_table, write_bundle
 from .graphs import VISION, export_graphs
 from .quantize import quantize_int8
 from .sources import load_source

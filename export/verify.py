@@ -29,7 +29,6 @@ from emocaliber.runtime.tree import build_tree
 from .graphs import exportable
 from .reference import Floats, Ints, PaddedPrompts, decoded_logits, expected_pixels, label_scores
 
-PARITY_NAME = "parity.json"
 EXACT_PRECISIONS = ("fp32",)
 """Precisions that must equal the model to rounding; every other one may drift within `Tolerances.drift`."""
 EXTRA_LABELS = ("calm", "tense")

@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .bundle import Bundle
-from .calibration import Calibrator, ConfidenceFusion, Conformal
+from .calibration import Calibrator
+from .confidence import BetaConfidence, ConfidenceFusion, IsotonicConfidence
+from .conformal import Conformal
+from .drift import Drift, DriftGuard, DriftReference
 from .errors import (
     ArtifactError,
     BackendError,
@@ -26,18 +29,23 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "BackendError",
+    "BetaConfidence",
     "Bundle",
     "Calibrator",
     "ConfidenceFusion",
     "ConfigError",
     "Conformal",
     "DependencyError",
+    "Drift",
+    "DriftGuard",
+    "DriftReference",
     "EmoCaliberError",
     "EmotionModel",
     "ExportError",
     "ImageLimits",
     "ImageSource",
     "InputError",
+    "IsotonicConfidence",
     "Manifest",
     "Mode",
     "Prediction",

@@ -32,7 +32,7 @@ class Command:
 COMMANDS = {
     "predict": Command("emocaliber.runtime.commands.predict", None, "the emotion distribution of images"),
     "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for a folder or a samples file"),
-    "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle and check its files"),
+    "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle, check its files, calibrate it"),
     "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
     "evaluate": Command("emocaliber.evaluate.commands", "evaluate", "accuracy and calibration of predictions"),
     "data": Command("emocaliber.train.commands.data", "train", "import and check samples"),
@@ -58,13 +58,18 @@ def build_parser(selected: str | None) -> argparse.ArgumentParser:
         title = command.help[0].upper() + command.help[1:]
         subparser = subparsers.add_parser(name, help=command.help, description=title)
         if name == selected:
-            module = _load(name, command)
+            module = load_command(name, command)
             module.configure(subparser)
             subparser.set_defaults(run=module.run)
     return parser
 
 
-def _load(name: str, command: Command) -> ModuleType:
+def load_command(name: str, command: Command) -> ModuleType:
+    """Returns the module of a command, imported now.
+
+    Raises:
+        DependencyError: If its optional packages are not installed; the message says how to get them.
+    """
     try:
         return importlib.import_module(command.module)
     except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 CALIBRATION_NAME = "calibration.json"
 MODEL_CARD_NAME = "MODEL_CARD.md"
+PARITY_NAME = "parity.json"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 

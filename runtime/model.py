@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from .bundle import TOKENIZER_NAME, Bundle
 from .calibration import Calibrator, softmax
 from .decoding import GREEDY, Sampling
+from .drift import UNUSUAL, Drift, DriftGuard
 from .engine import EngineName, Floats32, OnnxEngine
 from .errors import BackendError, InputError, ResponseError
 from .grammar import ANSWER_CLOSE, ANSWER_OPEN, MODES, Mode, parse_response
@@ -22,7 +24,7 @@ from .images import ImageSource, decode_image
 from .manifest import Manifest
 from .prediction import Prediction
 from .scoring import Scored, Scorer
-from .taxonomy import Taxonomy, resolve_taxonomy
+from .taxonomy import CUSTOM, TAXONOMIES, Taxonomy, resolve_taxonomy
 from .tokenization import PromptTokenizer
 
 
@@ -36,6 +38,8 @@ class Scores:
     """(N,) confidence in (0, 1) stated for the label with the highest score; None if not asked."""
     texts: list[str] | None
     """N reasonings as written, up to ``</think>``; None in direct mode."""
+    features: Floats32
+    """(N, hidden) what the vision encoder made of each image, mean over its positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,7 +150,7 @@ class EmotionModel:
         Args:
             images: Paths, encoded bytes, Pillow images, or uint8 (H, W, 3) RGB arrays.
             taxonomy: Name of a label set; None, without ``labels``, is the bundle's default.
-            labels: The caller's own candidates; never calibrated.
+            labels: The caller's own candidates; calibrated only where the bundle was fitted for just these, in order.
             mode: ``direct`` answers at once, ``reason`` writes its reasoning first.
             coverage: How often the prediction set should hold the truth, in (0, 1).
             samples: Reasonings to draw for each image; their distributions are averaged. Only in reason mode.
@@ -162,13 +166,14 @@ class EmotionModel:
         sampling = Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
         _check_call(images, mode, coverage, sampling)
         calibrator = self.calibrator(asked, mode)
-        verbalize = mode == "reason" or (calibrator is not None and calibrator.confidence is not None)
+        verbalize = mode == "reason" or (calibrator is not None and calibrator.needs_verbalized)
         predictions: list[Prediction] = []
         for chunk in self._chunks(images, asked, mode, sampling):
             scored = self._ready().score(chunk.pixels, asked.labels, mode, sampling, verbalize=verbalize)
             distributions = _distributions(scored, calibrator)
+            drift = _drift(scored, calibrator)
             predictions += [
-                self._prediction(row, chunk, scored, distributions[row], asked, mode, coverage, calibrator)
+                self._prediction(row, chunk, scored, distributions[row], asked, mode, coverage, calibrator, drift[row])
                 for row in range(len(chunk.names))
             ]
         return predictions
@@ -207,12 +212,57 @@ class EmotionModel:
             label_scores=np.concatenate([empty, *(part.label_scores[:, 0] for part in parts)]),
             verbalized=np.concatenate([empty[:, 0], *_present(part.verbalized for part in parts)]) if stated else None,
             texts=[texts[0] for part in parts for texts in part.texts or ()] if mode == "reason" else None,
+            features=np.concatenate(
+                [
+                    np.zeros((0, self.manifest.decoder.hidden_size), np.float32),
+                    *_present(part.features for part in parts),
+                ]
+            ),
         )
 
     def calibrator(self, taxonomy: Taxonomy, mode: Mode) -> Calibrator | None:
-        """Returns the calibrator for this label set and mode at the model's precision, or None."""
+        """Returns the calibrator for this label set and mode at the model's precision, or None.
+
+        A caller's own labels, which have no name, find the calibrator that was fitted for just these labels under a
+        name that is not one of `TAXONOMIES`: those have to be asked for by name.
+        """
+        if taxonomy.name == CUSTOM:
+            wanted = (taxonomy.labels, mode, self.precision)
+            own = (c for c in self.bundle.calibrators if c.taxonomy not in TAXONOMIES)
+            return next((c for c in own if (c.labels, c.mode, c.precision) == wanted), None)
         found = self.bundle.calibrator(taxonomy.name, mode, self.precision)
         return found if found is not None and found.labels == taxonomy.labels else None
+
+    def drift_guard(
+        self,
+        *,
+        taxonomy: str | None = None,
+        labels: Sequence[str] | None = None,
+        mode: Mode = "direct",
+        window: int = 50,
+        false_alarm_rate: float = UNUSUAL,
+    ) -> DriftGuard:
+        """Returns a guard for a stream of images; give it `Prediction.drift` of each.
+
+        Args:
+            taxonomy: As in `predict_batch`.
+            labels: As in `predict_batch`.
+            mode: As in `predict_batch`.
+            window: Number of last images that are tested together.
+            false_alarm_rate: Share of windows of images like the calibration images that raise an alarm.
+
+        Raises:
+            InputError: If there is no calibrator for these, or it did not record its images.
+        """
+        asked = self._taxonomy(taxonomy, labels)
+        calibrator = self.calibrator(asked, mode)
+        if calibrator is None or calibrator.drift is None:
+            missing = "has no calibrator" if calibrator is None else "recorded no calibration images"
+            raise InputError(
+                f"bundle {self.manifest.name} {missing} for {asked.name}, {mode} mode, {self.precision}; "
+                "fit one with 'emocaliber bundle fit-calibrator'"
+            )
+        return DriftGuard(calibrator.drift, window=window, false_alarm_rate=false_alarm_rate)
 
     def close(self) -> None:
         """Frees the graphs and what a ``.tar`` was unpacked to; the model cannot be used afterwards."""
@@ -266,6 +316,7 @@ class EmotionModel:
         mode: Mode,
         coverage: float,
         calibrator: Calibrator | None,
+        drift: Drift | None,
     ) -> Prediction:
         top = int(probabilities.argmax())
         count = len(chunk.names)
@@ -292,6 +343,7 @@ class EmotionModel:
             image=chunk.names[row],
             conformal=None if calibrator is None else calibrator.conformal,
             calibrator=None if calibrator is None else _described(calibrator),
+            drift=drift,
         )
 
 
@@ -310,9 +362,14 @@ def _distributions(scored: Scored, calibrator: Calibrator | None) -> NDArray[np.
     """Returns (N, K) probabilities: calibrated where possible, averaged over reasonings, confidence taken in."""
     each = softmax(scored.label_scores) if calibrator is None else calibrator.probabilities(scored.label_scores)
     mean: NDArray[np.float64] = each.mean(axis=1)
-    if calibrator is None or calibrator.confidence is None or scored.verbalized is None:
-        return mean
-    return calibrator.confidence.apply(mean, scored.verbalized)
+    return mean if calibrator is None else calibrator.with_confidence(mean, scored.verbalized)
+
+
+def _drift(scored: Scored, calibrator: Calibrator | None) -> Sequence[Drift | None]:
+    """Returns where each of N images lies among the calibration images, or N times None where none were recorded."""
+    if calibrator is None or calibrator.drift is None or scored.features is None:
+        return [None] * len(scored.label_scores)
+    return calibrator.drift.of(scored.features)
 
 
 def _reasoning(scored: Scored, row: int, top: int, labels: Sequence[str]) -> dict[str, str] | None:
@@ -333,5 +390,5 @@ def _described(calibrator: Calibrator) -> str:
     return f"{calibrator.method} fitted on {calibrator.n} images of {calibrator.fitted_on} ({calibrator.engine})"
 
 
-def _present(parts: Iterable[NDArray[np.float64] | None]) -> list[NDArray[np.float64]]:
+def _present(parts: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:
     return [part for part in parts if part is not None]

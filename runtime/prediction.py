@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .calibration import Conformal, prediction_set
+from .conformal import Conformal, prediction_set
+from .drift import UNUSUAL, Drift
 from .errors import ArtifactError, ConfigError, InputError
 from .grammar import REASONING_TAGS, Mode
 from .records import from_mapping
@@ -68,6 +69,9 @@ class Prediction:
     """Fitted thresholds of the prediction sets; None without a calibrator. Not written to JSON."""
     calibrator: str | None = None
     """What the calibrator was fitted on, in words; None without one. Not written to JSON."""
+    drift: Drift | None = None
+    """Where the image lies among the calibration images; None where the calibrator recorded none. Not written to
+    JSON."""
     recorded_set: tuple[str, ...] | None = None
     """The set at `coverage`, for a prediction read from JSON, where `conformal` is not known."""
 
@@ -164,6 +168,8 @@ class Prediction:
         if self.verbalized_confidence is not None:
             lines.append(f"  stated confidence: {self.verbalized_confidence:.2f}")
         lines.append(f"  {self._calibration_line()}")
+        if self.drift is not None and self.drift.p_value <= UNUSUAL:
+            lines.append(f"  this image does not look like those of the calibration (p = {self.drift.p_value:.2g})")
         if self.reasoning is not None:
             width = max(len(tag) for tag in REASONING_TAGS)
             lines.append("  reasoning:")

@@ -117,7 +117,8 @@ def _build_union(kind: Any, value: object, path: str, faults: list[str]) -> obje
         if not attempt:
             return built
         tried.append(attempt)
-    faults += tried[0] if tried else [f"{path} is {value!r}"]
+    nearest = sorted(tried, key=len)[:1] or [[f"{path} is {value!r}"]]
+    faults += nearest[0]
     return None
 
 

@@ -38,6 +38,8 @@ class Scored:
     """(N,) confidence in (0, 1) stated for the best raw score's label, mean over the reasonings; None if not asked."""
     texts: tuple[tuple[str, ...], ...] | None
     """(N, R) reasonings as the scores were conditioned on them, up to ``</think>``; None in direct mode."""
+    features: Floats32 | None = None
+    """(N, hidden) what the vision encoder made of each image, mean over its positions."""
     vision_ms: float
     """Time of the vision encoder for all N images."""
     text_ms: float
@@ -98,6 +100,7 @@ class Scorer:
             label_scores=shaped,
             verbalized=verbalized,
             texts=texts,
+            features=features.mean(axis=1),
             vision_ms=1e3 * (seen - start),
             text_ms=1e3 * (start - begun + time.perf_counter() - seen),
         )

@@ -12,6 +12,9 @@ from .errors import InputError
 MIKELS_8 = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 POLARITY_2 = ("negative", "positive")
 
+CUSTOM = "custom"
+"""Name of a list of labels that a caller gave."""
+
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 64
 
@@ -23,7 +26,7 @@ class Taxonomy:
     """An ordered set of candidate labels under one name."""
 
     name: str
-    """Registered name, or ``"custom"`` for a list given by a caller."""
+    """Registered name, or `CUSTOM` for a list given by a caller."""
     labels: tuple[str, ...]
     """Candidates in the order in which the prompt lists them."""
     aliases: tuple[tuple[str, str], ...] = ()
@@ -118,7 +121,7 @@ def resolve_taxonomy(name: str | None = None, labels: Sequence[str] | None = Non
     if labels is not None:
         if isinstance(labels, str):
             raise InputError(f"labels must be a list of strings, got {labels!r}")
-        return Taxonomy(name="custom", labels=tuple(labels))
+        return Taxonomy(name=CUSTOM, labels=tuple(labels))
     assert name is not None
     if name not in TAXONOMIES:
         raise InputError(f"unknown taxonomy {name!r}; known: {', '.join(TAXONOMIES)}; or give your own labels")

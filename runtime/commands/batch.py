@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
+from emocaliber.runtime.drift import UNUSUAL, Drift, window_p_value
 from emocaliber.runtime.errors import ArtifactError, InputError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.images import IMAGE_SUFFIXES
@@ -29,6 +30,7 @@ from emocaliber.runtime.taxonomy import Taxonomy
 from .console import write_text
 from .inference import (
     Question,
+    Unreadable,
     add_prediction_arguments,
     candidates_of,
     json_line,
@@ -75,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         taxonomies = {question: candidates_of(model, question) for question in {item.question for item in items}}
         done = _read_done(partial, _settings(model, items, taxonomies)) if arguments.resume else []
         with _collected(partial) as stream:
-            failed = _predict(model, items, done, stream)
+            failed, drifts = _predict(model, items, done, stream)
+        _warn_of_drift(model, drifts)
     _finish(partial, out)
     if failed:
         write_text(
@@ -203,8 +206,11 @@ def _collected(partial: Path) -> Iterator[TextIO]:
         raise
 
 
-def _predict(model: EmotionModel, items: Sequence[Item], done: Sequence[dict[str, Any]], stream: TextIO) -> int:
-    """Appends a line for every image that has none yet; returns the number of all error lines."""
+def _predict(
+    model: EmotionModel, items: Sequence[Item], done: Sequence[dict[str, Any]], stream: TextIO
+) -> tuple[int, dict[Question, list[Drift]]]:
+    """Appends a line for every image that has none yet; returns the number of all error lines, and what drifted."""
+    drifts: dict[Question, list[Drift]] = {}
     failed = sum("error" in line for line in done)
     waiting = Counter(line["image"] for line in done)
     # disable=None: no bar where standard error is a file.
@@ -213,12 +219,28 @@ def _predict(model: EmotionModel, items: Sequence[Item], done: Sequence[dict[str
             if waiting[item.image] > 0:
                 waiting[item.image] -= 1
                 continue
-            line = json_line(predict_path(model, item.image, item.question))
-            stream.write(line + "\n")
+            result = predict_path(model, item.image, item.question)
+            stream.write(json_line(result) + "\n")
             stream.flush()
-            failed += "error" in json.loads(line)
+            if isinstance(result, Unreadable):
+                failed += 1
+            elif result.drift is not None:
+                drifts.setdefault(item.question, []).append(result.drift)
             progress.update()
-    return failed
+    return failed, drifts
+
+
+def _warn_of_drift(model: EmotionModel, drifts: Mapping[Question, list[Drift]]) -> None:
+    """Says on standard error where the images of this run, together, are not like the calibration images."""
+    for question, placed in drifts.items():
+        guard = model.drift_guard(taxonomy=question.taxonomy, labels=question.labels, mode=question.mode)
+        p_value = window_p_value(placed, guard.reference)
+        if p_value <= UNUSUAL:
+            write_text(
+                f"emocaliber: the {len(placed)} images do not look like those the probabilities were calibrated on "
+                f"(p = {p_value:.2g})",
+                sys.stderr,
+            )
 
 
 def _finish(partial: Path, out: Path) -> None:

@@ -1,19 +1,25 @@
-"""``emocaliber bundle``: look into a bundle, and check its files against their hashes."""
+"""``emocaliber bundle``: look into a bundle, check its files against their hashes, fit its calibrators anew."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.calibration import Calibrator
-from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
+from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK, Command, load_command
 from emocaliber.runtime.errors import ArtifactError
+from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.records import to_mapping
 
+from . import drift
 from .console import write_text
+
+FIT = Command("emocaliber.evaluate.fit_command", "evaluate", "fit calibrators on your own labelled images")
+"""The action whose work is done by a layer above the runtime."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +34,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "bundle", nargs="?", metavar="B", help="a bundle folder or .tar (default: the embedded one)"
         )
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    drift.configure(actions.add_parser("drift", help="whether images look like those of the calibration"))
+    _configure_fit(actions.add_parser("fit-calibrator", help=FIT.help, description=f"{FIT.help.capitalize()}."))
+
+
+def _configure_fit(action: argparse.ArgumentParser) -> None:
+    action.add_argument("bundle", metavar="B", help="a bundle folder or .tar, or 'default' for the embedded one")
+    action.add_argument("--data", required=True, type=Path, metavar="SAMPLES.jsonl", help="samples with their labels")
+    action.add_argument("--split", help="only samples of this split (default: calibration, where splits are named)")
+    action.add_argument(
+        "--taxonomy",
+        dest="taxonomies",
+        action="append",
+        default=[],
+        metavar="T",
+        help="only this label set; repeatable",
+    )
+    action.add_argument(
+        "--mode", choices=(*MODES, "both"), default="direct", help="mode to calibrate (default: direct)"
+    )
+    action.add_argument("--precision", metavar="P", help="precision to calibrate (default: the bundle's own)")
+    action.add_argument("--engine", default="auto", help="what computes: auto, cpu, cuda or tensorrt (default: auto)")
+    place = action.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, metavar="BUNDLE2", help="folder to make of it")
+    place.add_argument("--replace", action="store_true", help="change the bundle itself, in one step")
+    action.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes what was asked of the bundle; returns 1 if it fails its check."""
+    """Does what was asked of the bundle; returns 1 if it fails its check."""
+    if arguments.action == "fit-calibrator":
+        status: int = load_command("bundle fit-calibrator", FIT).run(arguments)
+        return status
+    if arguments.action == "drift":
+        return drift.run(arguments)
     if arguments.action == "verify":
         return _verify(arguments.bundle, as_json=arguments.json)
     with Bundle.open(arguments.bundle, verify=False) as bundle:
@@ -78,7 +114,17 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 def _scope(calibrator: Calibrator) -> dict[str, Any]:
     keys = ("taxonomy", "mode", "precision", "engine", "method", "n", "fitted_on", "log_loss")
-    return {**{key: getattr(calibrator, key) for key in keys}, "coverages": list(calibrator.conformal.coverages)}
+    return {
+        **{key: getattr(calibrator, key) for key in keys},
+        "confidence": _confidence(calibrator),
+        "sets": calibrator.conformal.method,
+        "coverages": list(calibrator.conformal.coverages),
+        "drift_images": 0 if calibrator.drift is None else calibrator.drift.images,
+    }
+
+
+def _confidence(calibrator: Calibrator) -> str:
+    return "none" if calibrator.confidence is None else calibrator.confidence.kind
 
 
 def _description(bundle: Bundle) -> str:

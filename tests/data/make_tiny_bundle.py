@@ -11,7 +11,9 @@ from pathlib import Path
 from tiny_model import build_model, build_processor
 
 from emocaliber.export.bundle import BundleSpec, write_bundle
-from emocaliber.runtime.calibration import Calibrator, ConfidenceFusion, Conformal
+from emocaliber.runtime.calibration import Calibrator
+from emocaliber.runtime.confidence import ConfidenceFusion
+from emocaliber.runtime.conformal import Conformal
 from emocaliber.runtime.grammar import Mode
 from emocaliber.runtime.taxonomy import TAXONOMIES
 

@@ -1,20 +1,15 @@
-"""Calibrator fitting: known parameters recovered, gradients, guarantees of the sets, fusion that cannot hurt."""
+"""Calibrator fitting: known parameters recovered, gradients, simple methods kept where richer ones prove nothing."""
 
 import numpy as np
 import pytest
 from scipy.optimize import check_grad
-from sklearn.linear_model import LogisticRegression
 
-from emocaliber.evaluate import COVERAGES, fit_calibrator, fit_conformal, kl_divergence
-from emocaliber.evaluate.scalings import (
-    bias_objective,
-    fit_fusion,
-    fit_scaling,
-    fusion_objective,
-    matrix_objective,
-    temperature_objective,
-)
-from emocaliber.runtime.calibration import conformal_scores, prediction_set, softmax
+from emocaliber.evaluate import COVERAGES, cross_fitted, fit_calibrator, kl_divergence, minimum_samples
+from emocaliber.evaluate.confidence_fitting import logistic_objective
+from emocaliber.evaluate.folds import clearly_better
+from emocaliber.evaluate.scalings import bias_objective, fit_scaling, matrix_objective, temperature_objective
+from emocaliber.runtime.calibration import softmax
+from emocaliber.runtime.confidence import ConfidenceFusion
 from emocaliber.runtime.errors import InputError
 
 LABELS = ("anger", "fear", "joy", "sadness", "surprise")
@@ -73,7 +68,9 @@ def test_simple_wins_where_data_are_few():
     _, posterior, one_hot = world(150, seed=4)
     calibrator = fit_calibrator(3 * np.log(posterior), one_hot, **ABOUT)
     assert calibrator.method == "temperature"
-    assert calibrator.log_loss == min(calibrator.candidates.values())
+    assert calibrator.log_loss == calibrator.candidates["temperature"]
+    assert calibrator.confidence is None
+    assert set(calibrator.confidence_candidates) == {"none", "beta", "isotonic"}
     assert set(calibrator.candidates) == {"temperature", "bias", "matrix"}
     assert calibrator.weight is None
     assert not any(calibrator.bias)
@@ -95,7 +92,7 @@ def test_gradients_agree_with_finite_differences():
         (temperature_objective(centred, one_hot), 1),
         (bias_objective(centred, one_hot), 6),
         (matrix_objective(centred, one_hot, 0.7), 30),
-        (fusion_objective(features, generator.random(40)), 3),
+        (logistic_objective(features, generator.random(40), np.array([0.0, 1.0, 0.0])), 3),
     ):
         at = generator.normal(0, 0.5, size)
         assert check_grad(lambda x, f=objective: f(x)[0], lambda x, f=objective: f(x)[1], at) < 1e-5
@@ -109,62 +106,18 @@ def test_labels_nobody_chose_stay_possible():
     assert -30 < bias[0] < -2
 
 
-@pytest.mark.parametrize("coverage", [0.8, 0.9])
-def test_conformal_sets_cover_fresh_data(coverage):
-    # Overconfident scores: the raw cumulated mass would cover too little.
-    logits, _, one_hot = world(3000, seed=1)
-    calibrator = fit_calibrator(3.0 * logits, one_hot, **ABOUT)
-    fresh, _, labels = world(20000, seed=9)
-    p = calibrator.probabilities(3.0 * fresh)
-    inside = conformal_scores(p) <= calibrator.conformal.threshold(coverage)
-    observed = (inside * labels).sum(axis=1).mean()
-    # Three standard deviations of the calibration quantile (n = 3000) and of the test share (n = 20000).
-    slack = 3 * np.sqrt(coverage * (1 - coverage) * (1 / 3000 + 1 / 20000))
-    assert abs(observed - coverage) < slack
-    raw = (conformal_scores(softmax(3.0 * fresh)) <= coverage) * labels
-    assert abs(raw.sum(axis=1).mean() - coverage) > slack
-
-
-def test_conformal_thresholds_by_hand():
-    # Four samples over two labels: scores of the right labels are 0, 0, 0.6 and 0.9.
-    p = np.array([[0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.9, 0.1]])
-    t = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    # (4 + 1) * 0.4 = 2 -> second smallest; * 0.6 = 3 -> third; * 0.8 = 4 -> fourth; * 0.9 = 4.5 > 4 -> every label.
-    conformal = fit_conformal(p, t, (0.4, 0.6, 0.8, 0.9))
-    assert conformal.thresholds == pytest.approx((0.0, 0.6, 0.9, 1.0))
-    assert prediction_set((0.9, 0.1), 0.9, conformal) == (0, 1)
-
-
-def test_votes_weigh_the_conformal_scores():
-    p = np.array([[0.8, 0.2], [0.7, 0.3]])
-    t = np.array([[0.75, 0.25], [0.75, 0.25]])
-    # Mass at score 0: 1.5; at 0.7: 1.75; at 0.8: 2. Asked 3 * c: 1.5, 1.65, 2.
-    assert fit_conformal(p, t, (0.5, 0.55, 2 / 3)).thresholds == pytest.approx((0.0, 0.7, 0.8))
-
-
-def test_fusion_matches_sklearn_where_the_penalty_is_equal():
-    generator = np.random.default_rng(0)
-    top, stated = generator.uniform(0.2, 0.9, 400), generator.uniform(0.1, 0.9, 400)
-    correct = (generator.random(400) < 0.5 * top + 0.5 * stated).astype(float)
-    fusion = fit_fusion(top, stated, correct)
-    logits = np.stack([np.log(top / (1 - top)), np.log(stated / (1 - stated))], axis=1)
-    # sklearn pulls towards zero and leaves the intercept free: with 400 samples both matter little.
-    model = LogisticRegression(C=0.5).fit(logits, correct)
-    assert [fusion.top, fusion.verbalized] == pytest.approx(model.coef_[0].tolist(), abs=0.03)
-    assert fusion.intercept == pytest.approx(float(model.intercept_[0]), abs=0.03)
-
-
 def test_fusion_is_taken_where_it_helps_and_left_where_it_does_not():
     logits, posterior, one_hot = world(2500, seed=3)
     blurred = logits + np.random.default_rng(8).normal(0, 1.0, logits.shape)
     p = softmax(blurred)
     chance = posterior[np.arange(2500), p.argmax(axis=1)]
     knowing = fit_calibrator(blurred, one_hot, verbalized=np.clip(chance, 0.05, 0.95), **ABOUT)
-    assert knowing.confidence is not None
+    assert isinstance(knowing.confidence, ConfidenceFusion)
     assert knowing.confidence.verbalized > 0.3
     assert knowing.log_loss < min(knowing.candidates.values())
+    assert knowing.confidence_candidates["fusion"] < knowing.confidence_candidates["none"]
     mute = fit_calibrator(blurred, one_hot, verbalized=np.full(2500, 0.5), **ABOUT)
-    assert mute.log_loss <= min(mute.candidates.values())
+    assert mute.confidence is None
     exact = fit_calibrator(logits, posterior, verbalized=np.random.default_rng(1).uniform(0.1, 0.9, 2500), **ABOUT)
     assert exact.confidence is None
 
@@ -187,7 +140,7 @@ def spoiled(array, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, t: (s[:99], t[:99], None), "at least 100 samples, got 99"),
+        (lambda s, t: (s[:99], t[:99], None), "over 5 labels needs at least 100 samples, got 99"),
         (lambda s, t: (spoiled(s, np.nan), t, None), "not finite"),
         (lambda s, t: (s, spoiled(t, np.nan), None), "not finite"),
         (lambda s, t: (s, spoiled(t, -0.5), None), "not distributions"),
@@ -202,3 +155,35 @@ def test_unusable_data_are_named(change, message):
     scores, targets, verbalized = change(logits, one_hot)
     with pytest.raises(InputError, match=message):
         fit_calibrator(scores, targets, verbalized=verbalized, **ABOUT)
+
+
+def test_many_labels_need_more_samples():
+    assert [minimum_samples(labels) for labels in (2, 10, 25)] == [100, 100, 250]
+
+
+def test_clearly_better_is_beyond_one_standard_error():
+    # Gains 0, 0, 0, 4: mean 1, standard deviation 2, standard error 1: not beyond. One more 4: mean 1.6, error 0.98.
+    assert not clearly_better(np.zeros(4), np.array([0.0, 0.0, 0.0, 4.0]))
+    assert clearly_better(np.zeros(5), np.array([0.0, 0.0, 0.0, 4.0, 4.0]))
+    assert not clearly_better(np.ones(4), np.ones(4))
+
+
+def test_cross_fitted_probabilities_do_not_see_their_own_label():
+    logits, posterior, one_hot = world(400, seed=6)
+    held_out = cross_fitted(3 * logits, one_hot)
+    assert kl_divergence(posterior, held_out) < 0.02
+    # Another label on one sample moves what the others get, never what it gets itself.
+    changed = one_hot.copy()
+    changed[7] = np.roll(one_hot[7], 1)
+    again = cross_fitted(3 * logits, changed)
+    np.testing.assert_array_equal(again[7], held_out[7])
+    assert (again != held_out).any()
+
+
+def test_drift_is_recorded_where_features_are_given():
+    logits, _, one_hot = world(200)
+    features = np.random.default_rng(0).normal(size=(200, 12))
+    reference = fit_calibrator(logits, one_hot, features=features, **ABOUT).drift
+    assert reference is not None
+    assert (reference.images, len(reference.directions), len(reference.mean)) == (200, 8, 12)
+    assert fit_calibrator(logits, one_hot, **ABOUT).drift is None

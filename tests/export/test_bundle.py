@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from emocaliber.export import bundle as bundle_module
-from emocaliber.export.bundle import BundleSpec, replace_calibration, write_bundle
+from emocaliber.export.bundle import BundleSpec, write_bundle
+from emocaliber.runtime import sealing
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.calibration import Calibrator, Conformal
+from emocaliber.runtime.calibration import Calibrator
+from emocaliber.runtime.conformal import Conformal
 from emocaliber.runtime.errors import ArtifactError, ConfigError, ExportError
+from emocaliber.runtime.sealing import replace_calibration
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
 CALIBRATOR = Calibrator(
@@ -91,7 +94,7 @@ def test_nothing_is_left_when_a_step_fails(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(bundle_module, step, fail)
+    monkeypatch.setattr(sealing if step == "model_card" else bundle_module, step, fail)
     with pytest.raises(type(error)):
         write_bundle(tmp_path / "target", model, processor, SPEC)
     assert list(tmp_path.iterdir()) == []
@@ -132,12 +135,27 @@ def test_replacing_the_calibration(written: Path, tmp_path: Path) -> None:
         assert bundle.calibrators == (CALIBRATOR,)
         assert bundle.manifest.provenance["metrics"]["float"] == {"acc": 0.5}
     card = (target / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "| emotion6-7 | direct | int8 | cpu | temperature | 100 | 1.900 | 0.8, 0.9 | made up |" in card
+    assert "| emotion6-7 | direct | int8 | cpu | temperature | none | 100 | 1.900 | aps | 0.8, 0.9 | none | made up |" in card
     assert "| int8, calibrated | 0.75 | undefined |" in card
     assert "Without a calibrator: sentiment-2." in card
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     with Bundle.open(written) as bundle:
         assert bundle.calibrators == (), "the files of the copied bundle are not shared with its source"
+
+
+def test_a_changed_copy_leaves_the_bundle_as_it_was(written: Path, tmp_path: Path) -> None:
+    own = replace(CALIBRATOR, taxonomy="moods", labels=("calm", "tense"), bias=(0.0, 0.0))
+    replace_calibration(written, [own], out=tmp_path / "copy", provenance={"refitted": {"n": 100}})
+    with Bundle.open(tmp_path / "copy") as bundle:
+        assert bundle.manifest.taxonomies["moods"] == ("calm", "tense")
+        assert bundle.manifest.provenance["refitted"] == {"n": 100}
+    with Bundle.open(written) as bundle:
+        assert bundle.calibrators == ()
+        assert "moods" not in bundle.manifest.taxonomies
+    graph = "vision_encoder.onnx"
+    assert (tmp_path / "copy" / graph).stat().st_ino != (written / graph).stat().st_ino
+    with pytest.raises(ExportError, match="exists; give another place"):
+        replace_calibration(written, [own], out=tmp_path / "copy")
 
 
 def test_replacing_twice_keeps_one_bundle(written: Path, tmp_path: Path) -> None:

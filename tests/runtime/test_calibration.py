@@ -10,16 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emocaliber.runtime.calibration import (
-    Calibrator,
-    ConfidenceFusion,
-    Conformal,
-    conformal_scores,
-    prediction_set,
-    read_calibrators,
-    softmax,
-    write_calibrators,
-)
+from emocaliber.runtime.bundle import EMBEDDED_BUNDLE
+from emocaliber.runtime.calibration import Calibrator, read_calibrators, softmax, write_calibrators
+from emocaliber.runtime.confidence import BetaConfidence, ConfidenceFusion, IsotonicConfidence
+from emocaliber.runtime.conformal import Conformal
+from emocaliber.runtime.drift import DriftReference
 from emocaliber.runtime.errors import ArtifactError, InputError
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -71,62 +66,32 @@ def test_scores_of_another_length_are_refused() -> None:
         PLAIN.probabilities(np.zeros((3, 4)))
 
 
-def test_fusion_by_hand() -> None:
-    probabilities = np.array([[0.1, 0.6, 0.3]])
-    same = ConfidenceFusion(intercept=0.0, top=1.0, verbalized=0.0)
-    np.testing.assert_allclose(same.apply(probabilities, np.array([0.2])), probabilities)
-    # Odds 1.5 doubled are 3: 0.75; the rest keeps 1 to 3.
-    doubled = ConfidenceFusion(intercept=LN2, top=1.0, verbalized=0.0)
-    np.testing.assert_allclose(doubled.apply(probabilities, np.array([0.2])), [[0.0625, 0.75, 0.1875]])
-    # Odds 1.5 times odds 9 of a stated 0.9: 13.5 / 14.5.
-    both = ConfidenceFusion(intercept=0.0, top=1.0, verbalized=1.0)
-    assert both.apply(probabilities, np.array([0.9]))[0, 1] == pytest.approx(13.5 / 14.5)
-
-
-@pytest.mark.parametrize("intercept", [-50.0, -3.0, 0.0, 50.0])
-def test_fusion_keeps_the_top_label_and_a_distribution(intercept: float) -> None:
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.full(5, 0.4), size=200)
-    fusion = ConfidenceFusion(intercept=intercept, top=0.7, verbalized=0.5)
-    fused = fusion.apply(probabilities, rng.uniform(0.05, 0.95, size=200))
-    np.testing.assert_array_equal(fused.argmax(axis=1), probabilities.argmax(axis=1))
-    np.testing.assert_allclose(fused.sum(axis=1), 1.0, atol=1e-12)
-    assert fused.min() >= 0.0
-
-
-def test_fusion_of_a_certain_label() -> None:
-    fused = ConfidenceFusion(intercept=0.0, top=0.0, verbalized=1.0).apply(np.array([1.0, 0.0, 0.0]), np.array(0.8))
-    np.testing.assert_allclose(fused, [0.8, 0.1, 0.1])
-
-
-def test_conformal_scores_by_hand() -> None:
-    np.testing.assert_allclose(conformal_scores(np.array([0.2, 0.5, 0.3])), [0.8, 0.0, 0.5])
-    # Ties go by list order.
-    np.testing.assert_allclose(conformal_scores(np.array([[0.25, 0.5, 0.25]])), [[0.5, 0.0, 0.75]])
-
-
-def test_threshold_of_the_smallest_sufficient_coverage() -> None:
-    assert [THRESHOLDS.threshold(c) for c in (0.5, 0.8, 0.85, 0.9, 0.95)] == [0.5, 0.5, 0.7, 0.7, 1.0]
-
-
-def test_prediction_sets_by_hand() -> None:
-    probabilities = (0.2, 0.5, 0.3)
-    assert prediction_set(probabilities, 0.8, THRESHOLDS) == (1, 2)
-    assert prediction_set(probabilities, 0.99, THRESHOLDS) == (1, 2, 0)
-    # Without thresholds: the fewest labels that hold the coverage.
-    assert prediction_set(probabilities, 0.5, None) == (1,)
-    assert prediction_set(probabilities, 0.6, None) == (1, 2)
-    assert prediction_set(probabilities, 0.01, None) == (1,)
-    for coverage in (0.0, 1.0, math.nan):
-        with pytest.raises(InputError, match="coverage"):
-            prediction_set(probabilities, coverage, None)
-
-
 def test_write_and_read(tmp_path: Path) -> None:
     fused = changed(mode="reason", confidence=ConfidenceFusion(intercept=0.1, top=0.9, verbalized=0.2))
     matrix = changed(precision="fp32", method="matrix", weight=((1.0, 0.5), (0.0, 1.0)))
-    write_calibrators([PLAIN, fused, matrix], tmp_path / "calibration.json")
-    assert read_calibrators(tmp_path / "calibration.json") == (PLAIN, fused, matrix)
+    beta = changed(
+        precision="q4",
+        confidence=BetaConfidence(intercept=0.1, success=0.9, failure=1.2),
+        confidence_candidates={"none": 0.5, "beta": 0.4},
+        conformal=Conformal(
+            method="raps", penalty=0.1, free=2, coverages=(0.9,), thresholds=(1.3,), sizes={"aps": 1.9, "raps": 1.5}
+        ),
+    )
+    isotonic = changed(
+        precision="fp16",
+        confidence=IsotonicConfidence(tops=(0.5, 0.9), confidences=(0.4, 0.8)),
+        drift=DriftReference(
+            mean=(0.0, 1.0, 2.0),
+            directions=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+            variances=(2.0, 1.0),
+            rest=0.5,
+            images=10,
+            distances=(0.1, 3.0),
+        ),
+    )
+    all_kinds = (PLAIN, fused, matrix, beta, isotonic)
+    write_calibrators(all_kinds, tmp_path / "calibration.json")
+    assert read_calibrators(tmp_path / "calibration.json") == all_kinds
     with pytest.raises(ArtifactError, match="more than one"):
         write_calibrators([PLAIN, PLAIN], tmp_path / "calibration.json")
 
@@ -151,31 +116,16 @@ def test_impossible_calibrators_are_refused(changes: dict[str, object], message:
 
 
 @pytest.mark.parametrize(
-    ("coverages", "thresholds", "message"),
-    [
-        ((), (), "at least one"),
-        ((0.8, 0.9), (0.5,), "2 coverages and 1 thresholds"),
-        ((0.9, 0.8), (0.5, 0.7), "increasing"),
-        ((0.8, 1.0), (0.5, 0.7), "increasing"),
-        ((0.8, 0.9), (0.7, 0.5), "rise"),
-        ((0.8, 0.9), (0.5, 1.5), "rise"),
-        ((0.8, 0.9), (0.5, math.nan), "not finite"),
-    ],
-)
-def test_impossible_thresholds_are_refused(
-    coverages: tuple[float, ...], thresholds: tuple[float, ...], message: str
-) -> None:
-    with pytest.raises(ArtifactError, match=message):
-        Conformal(method="aps", coverages=coverages, thresholds=thresholds)
-
-
-@pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda text: text.replace('"temperature": 2.0', '"temperature": NaN'), "holds NaN"),
         (lambda text: text.replace('"temperature": 2.0', '"temperature": 1e999'), "1e999"),
         (lambda text: text.replace('"temperature": 2.0', '"temperature": "2"'), r"temperature is '2', expected float"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema_version is 2"),
+        (
+            lambda text: text.replace('"schema_version": 2', '"schema_version": 3'),
+            "version is 3.* reads 1 and 2",
+        ),
+        (lambda text: text.replace('"schema_version": 2', '"schema_version": "2"'), "schema_version is '2'"),
         (lambda text: text.replace('"n": 10', '"n": 10, "n": 11'), "'n' twice"),
         (lambda text: text.replace('"n": 10', '"m": 10'), "unknown key .*; missing key"),
         (lambda text: text[:50], "not valid JSON"),
@@ -186,7 +136,7 @@ def test_broken_files_are_refused(tmp_path: Path, edit: object, message: str) ->
     path = tmp_path / "calibration.json"
     write_calibrators([PLAIN], path)
     text = path.read_text()
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
     path.write_text(edit(text))
     with pytest.raises(ArtifactError, match=message):
         read_calibrators(path)
@@ -198,3 +148,29 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArtifactError, match="not UTF-8"):
         read_calibrators(tmp_path / "binary.json")
+
+
+def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
+    first = {
+        **{key: getattr(PLAIN, key) for key in ("taxonomy", "mode", "precision", "engine", "labels", "method", "n")},
+        **{"temperature": 2.0, "bias": [0.0, 0.0], "fitted_on": "a test", "log_loss": 0.5},
+        "confidence": {"intercept": 0.1, "top": 0.9, "verbalized": 0.2},
+        "conformal": {"method": "aps", "coverages": [0.8, 0.9], "thresholds": [0.5, 0.7]},
+        "candidates": {"temperature": 0.5},
+    }
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"schema_version": 1, "calibrators": [first]}))
+    assert read_calibrators(path) == (changed(confidence=ConfidenceFusion(intercept=0.1, top=0.9, verbalized=0.2)),)
+    assert read_calibrators(EMBEDDED_BUNDLE / "calibration.json")
+
+
+def test_the_confidence_map_comes_after_the_scaling() -> None:
+    p = np.array([[0.25, 0.75]])
+    assert changed().with_confidence(p, None) is p
+    # Odds 3 of 0.75, doubled by the intercept: 6 to 1.
+    beta = changed(confidence=BetaConfidence(intercept=LN2, success=1.0, failure=1.0))
+    np.testing.assert_allclose(beta.with_confidence(p, None), [[1 / 7, 6 / 7]])
+    fusion = changed(confidence=ConfidenceFusion(intercept=0.0, top=1.0, verbalized=1.0))
+    assert (fusion.needs_verbalized, beta.needs_verbalized) == (True, False)
+    assert fusion.with_confidence(p, None) is p, "nothing was stated"
+    np.testing.assert_allclose(fusion.with_confidence(p, np.array([0.75])), [[0.1, 0.9]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emocaliber.runtime.calibration import Conformal
+from emocaliber.runtime.conformal import Conformal
 from emocaliber.runtime.errors import ArtifactError, ConfigError, InputError
 from emocaliber.runtime.prediction import Prediction
 

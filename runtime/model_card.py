@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emocaliber.runtime.calibration import Calibrator
-from emocaliber.runtime.manifest import Manifest
+from .calibration import Calibrator
+from .manifest import Manifest
 
 _WHAT = """It reads the emotion an image is likely to **evoke in people who look at it**, as a probability for each
 label of a list. It does not read what a person in the image feels, thinks or intends.
@@ -103,14 +103,18 @@ def _calibration(manifest: Manifest, calibrators: Sequence[Calibrator]) -> str:
             calibrator.precision,
             calibrator.engine,
             calibrator.method,
+            "none" if calibrator.confidence is None else calibrator.confidence.kind,
             str(calibrator.n),
             f"{calibrator.log_loss:.3f}",
+            calibrator.conformal.method,
             ", ".join(f"{coverage:g}" for coverage in calibrator.conformal.coverages),
+            "none" if calibrator.drift is None else f"{calibrator.drift.images} images",
             calibrator.fitted_on,
         ]
         for calibrator in calibrators
     ]
-    header = ["taxonomy", "mode", "precision", "engine", "method", "n", "log loss", "set coverages", "fitted on"]
+    header = ["taxonomy", "mode", "precision", "engine", "method", "confidence map", "n", "log loss", "sets"]
+    header += ["set coverages", "drift reference", "fitted on"]
     bare = [name for name in manifest.taxonomies if name not in {calibrator.taxonomy for calibrator in calibrators}]
     note = f"\n\nWithout a calibrator: {', '.join(bare)}." if bare else ""
     return _table(header, rows) + "\n\nLog loss in nats, cross-validated." + note
