@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import relplot
 
 from emocaliber.evaluate.calibration_metrics import (
     brier_decomposition,
@@ -141,3 +142,12 @@ def test_the_constant_has_pooled_auroc_but_none_within():
     assert figures["brier"] == pytest.approx(0.75 * 0.25)
     assert figures["brier_skill"] == pytest.approx(0.0)
     assert figures["ece"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("n", [60, 400, 3000])
+def test_smooth_error_agrees_with_relplot(n):
+    # Its authors' own code, on a grid of its own: equal to a thousandth.
+    generator = np.random.default_rng(n)
+    c = generator.random(n) ** 0.5
+    correct = (generator.random(n) < c**1.5).astype(float)
+    assert smooth_calibration_error(c, correct) == pytest.approx(relplot.smECE(c, correct), abs=1e-3)
