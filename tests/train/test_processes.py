@@ -160,6 +160,7 @@ def launched(start: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
+@pytest.mark.slow
 def test_copies_that_train_on_an_uneven_number_of_samples_end(start: Path, launched: Path, tmp_path: Path) -> None:
     alone = run_alone(start, tmp_path, "reason", *COPIED)
     together = losses(launched / "copied" / "reason")
@@ -168,12 +169,14 @@ def test_copies_that_train_on_an_uneven_number_of_samples_end(start: Path, launc
     assert together[0] == pytest.approx(losses(alone / "reason")[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_adapters_are_merged_as_one_process_merges_them(start: Path, launched: Path, tmp_path: Path) -> None:
     alone = run_alone(start, tmp_path, "reason", *ADAPTERS)
     assert_same(launched / "adapted" / "reason", alone / "reason")
     assert not list((launched / "adapted" / "reason").glob("adapter*"))
 
 
+@pytest.mark.slow
 def test_confidences_do_not_depend_on_the_number_of_processes(
     start: Path, taught: Path, launched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +190,7 @@ def test_confidences_do_not_depend_on_the_number_of_processes(
     assert journals == ["annotated.journal.0-of-2.jsonl", "annotated.journal.1-of-2.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["whole", "adapted"])
 def test_a_sharded_policy_is_reinforced(taught: Path, launched: Path, run: str) -> None:
     stage = launched / run / "calibrate"
