@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def _ece(probabilities: Floats, targets: Floats) -> Interval:
         lambda rows: expected_calibration_error(confidence[rows], correct[rows]), len(confidence), recentred=True
     )
     assert interval is not None
-    return interval
+    return replace(interval, low=max(0.0, interval.low))
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:

@@ -135,7 +135,8 @@ def test_replacing_the_calibration(written: Path, tmp_path: Path) -> None:
         assert bundle.calibrators == (CALIBRATOR,)
         assert bundle.manifest.provenance["metrics"]["float"] == {"acc": 0.5}
     card = (target / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "| emotion6-7 | direct | int8 | cpu | temperature | none | 100 | 1.900 | aps | 0.8, 0.9 | none | made up |" in card
+    row = "| emotion6-7 | direct | int8 | cpu | temperature | none | 100 | 1.900 | aps | 0.8, 0.9 | none | made up |"
+    assert row in card
     assert "| int8, calibrated | 0.75 | undefined |" in card
     assert "Without a calibrator: sentiment-2." in card
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
