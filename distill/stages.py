@@ -102,9 +102,14 @@ def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Pa
     with Bundle.open(workspace.bundle) as bundle:
         if bundle.calibrators:
             return workspace.bundle
-    samples = load_samples(recipe, workspace, "calibration")[: table.calibration_images]
+    every = load_samples(recipe, workspace, "calibration")
+    samples = [
+        sample
+        for name in recipe.taxonomies
+        for sample in [sample for sample in every if sample.taxonomy == name][: table.calibration_images]
+    ]
     source = recipe.data.samples
-    described = "procedural scenes" if source.startswith(SCENES) else Path(source).name
+    described = "procedural scenes" if source.startswith(SCENES) else ", ".join(recipe.data.sets) or Path(source).name
     calibrate_bundle(workspace.bundle, samples, fitted_on=f"{described}, calibration split", seed=recipe.seed)
     return workspace.bundle
 

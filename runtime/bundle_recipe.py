@@ -18,7 +18,7 @@ class BundleRecipe:
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     """Variants to ship; the last one is the default."""
     calibration_images: int = 1000
-    """Most calibration images used."""
+    """Most calibration images used of a taxonomy."""
     summary: str = ""
     """What the model is, in a sentence or two; stands in the model card."""
     training_data: str = ""
