@@ -30,7 +30,7 @@ PANELS = {
 }
 """Logged figures that are drawn where a run has them, and their titles."""
 LEFT_OUT = ("loss", "learning_rate")
-"""Not drawn for stage *calibrate*: its loss is the Brier score, or a policy gradient's, which measures nothing."""
+"""Not drawn for stage *calibrate*: its loss is the Brier score and more, or a policy gradient's: no measure of it."""
 SHARES = ("parse_rate",)
 """Figures whose axis goes from 0 to 1, so that a rate which hardly moves looks so."""
 

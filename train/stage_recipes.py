@@ -105,8 +105,8 @@ class AlarmRecipe:
 class ReinforceRecipe:
     """Stage *calibrate*: GRPO, or a proper score on the confidence tokens.
 
-    The latter has one response an image, drawn once; `prompts_per_draw`, `rollouts`, `reward`, `kl` and
-    `rollout_engine` are GRPO's alone.
+    The latter has one response an image, drawn once; `prompts_per_draw`, `rollouts`, `reward` and `rollout_engine` are
+    GRPO's alone.
     """
 
     samples: str | None = None
@@ -125,7 +125,8 @@ class ReinforceRecipe:
     """Responses a process takes at once; None takes its whole share of the step."""
     reward: Literal["bounded", "paper"] = "bounded"
     kl: float = 0.01
-    """Weight β of the KL penalty to the stage-2 model (low-variance estimator)."""
+    """Weight β of the KL penalty to the stage-2 model: for GRPO the low-variance estimator of its reverse, for the
+    tokenised Brier score the cross-entropy of the responses drawn from that model."""
     temperature: float = 1.0
     max_new_tokens: int = 2048
     direct_share: float = 0.0

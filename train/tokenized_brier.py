@@ -4,7 +4,12 @@ One response an image is sampled from the stage-2 model and cut before its confi
 right with probability q, the loss is the Brier score that the model is to expect from its own choice of a confidence,
 ``sum_k p_k (q (1 − c_k)² + (1 − q) c_k²)``, where p is the softmax of the log-likelihoods of all confidences c_k of the
 grid. It is least where p is all on the c_k nearest to q. After ConfTuner (Li et al. 2025, arXiv 2508.18847). Nothing is
-sampled while training, so that it costs minutes where GRPO costs hours; the answers stay as stage 2 taught them.
+sampled while training, so that it costs minutes where GRPO costs hours.
+
+p says nothing of what the model writes beside the grid, nor of the response before it, and a model trained on that
+alone forgets both. So two terms are added: ``-log sum_k P(c_k)``, the cost of stating no confidence of the grid, and,
+weighted by ``kl``, the cross-entropy of the response. As that was drawn from stage 2, it is, but for a constant, an
+estimate of the KL divergence from stage 2, over the responses that follow the grammar.
 """
 
 from __future__ import annotations
@@ -88,8 +93,13 @@ def confidence_tree(tokenizer: Any) -> LabelTree:
     return build_tree(paths)
 
 
-def confidence_scores(model: Any, inputs: Mapping[str, torch.Tensor], tree: LabelTree) -> torch.Tensor:
-    """Returns (B, G) float32 log-likelihoods of the tree's paths after each row, with gradients, from a single pass.
+def confidence_scores(
+    model: Any, inputs: Mapping[str, torch.Tensor], tree: LabelTree, told: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns log-likelihoods of what follows each row and of its last tokens, with gradients, from a single pass.
+
+    Of the tree's paths (B, G), the tokens included that all of them begin with, and of the last ``told`` tokens of each
+    row (B, ``told``); float32.
 
     The nodes stand behind the row and attend to it and to the nodes above them, so that nothing is computed twice;
     unlike a key/value cache that is repeated for each path, this lets activations be computed again (gradient
@@ -99,8 +109,10 @@ def confidence_scores(model: Any, inputs: Mapping[str, torch.Tensor], tree: Labe
         model: Image-text-to-text model, adapted or wrapped or not.
         inputs: What the processor returns for B rows, padded on the left; ``input_ids`` (B, L).
         tree: What may follow.
+        told: How many tokens at the end of the rows are scored too.
     """
     inputs = _extended(inputs, tree.common)
+    ends = inputs["input_ids"][:, inputs["input_ids"].shape[1] - told - len(tree.common) :]
     plain = _plain(model)
     positions = plain._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
     depths = torch.as_tensor(tree.depths, device=positions.device)
@@ -108,12 +120,15 @@ def confidence_scores(model: Any, inputs: Mapping[str, torch.Tensor], tree: Labe
         **{**_extended(inputs, tree.tokens.tolist()), "attention_mask": _mask(inputs["attention_mask"].bool(), tree)},
         position_ids=torch.cat([positions, positions[..., -1:] + 1 + depths], dim=-1),
         use_cache=False,
-        logits_to_keep=len(tree) + 1,
+        logits_to_keep=told + 1 + len(tree.common) + len(tree),
     ).logits
-    # The first row is of the last token before the tree, which is the parent -1.
-    rows, tokens = (torch.as_tensor(places, device=logits.device) for places in (tree.parents + 1, tree.tokens))
-    nodes = logits.float().log_softmax(dim=-1)[:, rows, tokens]
-    return torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)
+    log_probs = logits.float().log_softmax(dim=-1)
+    # What is kept begins before the tokens told; the last token before the tree is the parent -1.
+    own = log_probs[:, : ends.shape[1]].gather(2, ends[..., None])[..., 0]
+    rows = torch.as_tensor(ends.shape[1] + 1 + tree.parents, device=logits.device)
+    nodes = log_probs[:, rows, torch.as_tensor(tree.tokens, device=logits.device)]
+    scores = torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)
+    return scores + own[:, told:].sum(dim=1, keepdim=True), own[:, :told]
 
 
 def _extended(inputs: Mapping[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -181,6 +196,7 @@ def train_tokenized_brier(
     peft = adapters(recipe.lora)
     trainer = _BrierTrainer(
         tree,
+        kl=table.kl,
         parse_rate=len(responses) / len(chosen),
         model=model.train() if peft is None else get_peft_model(model, peft).train(),
         args=_arguments(table, recipe, folder),
@@ -268,15 +284,22 @@ class _Collator:
             images=[[Image.fromarray(decode_image(response.image))] for response in responses],
             return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
         )  # fmt: skip
-        return {**inputs, "right": torch.tensor([response.right for response in responses])}
+        encode = self.processor.tokenizer.encode
+        lengths = [len(encode(response.text, add_special_tokens=False)) for response in responses]
+        return {
+            **inputs,
+            "right": torch.tensor([response.right for response in responses]),
+            "length": torch.tensor(lengths),
+        }
 
 
 class _BrierTrainer(StatedConfidences, Trainer):
-    """`Trainer` whose loss is `tokenized_brier`."""
+    """`Trainer` whose loss is `tokenized_brier`, and what keeps the rest of a response as it was."""
 
-    def __init__(self, tree: LabelTree, *, parse_rate: float, **arguments: Any) -> None:
+    def __init__(self, tree: LabelTree, *, kl: float, parse_rate: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._tree = tree
+        self._kl = kl
         self._parse_rate = parse_rate
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -284,10 +307,14 @@ class _BrierTrainer(StatedConfidences, Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Returns the mean loss of one batch."""
-        right = inputs.pop("right")
-        scores = confidence_scores(model, inputs, self._tree)
+        right, length = inputs.pop("right"), inputs.pop("length")
+        told = int(length.max())
+        scores, log_probs = confidence_scores(model, inputs, self._tree, told)
         self._seen.append((scores.detach().softmax(dim=-1), right))
-        return tokenized_brier(scores, right).mean()
+        # A row's response are its last tokens; shorter ones stand at the end.
+        own = torch.arange(told, device=length.device) >= told - length[:, None]
+        entropy = -(log_probs * own).sum(dim=1) / length
+        return (tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy).mean()
 
     def newly_stated(self) -> Stated:
         """Returns every confidence of the grid for each response, weighted by how probable the model is to state it."""
