@@ -314,7 +314,9 @@ class _BrierTrainer(StatedConfidences, Trainer):
         # A row's response are its last tokens; shorter ones stand at the end.
         own = torch.arange(told, device=length.device) >= told - length[:, None]
         entropy = -(log_probs * own).sum(dim=1) / length
-        return (tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy).mean()
+        losses = tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy
+        loss: torch.Tensor = losses.mean()
+        return loss
 
     def newly_stated(self) -> Stated:
         """Returns every confidence of the grid for each response, weighted by how probable the model is to state it."""
