@@ -81,7 +81,7 @@ def train_student(
             **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
         ),
         train_dataset=_Rows(rows),
-        callbacks=callbacks("student", folder),
+        callbacks=callbacks("student", folder, recipe),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -174,6 +174,13 @@ def initial(
     return load_model(recipe.path, dtype), open_processor(recipe, recipe.path)
 
 
+def freeze_vision(model: Any) -> None:
+    """Leaves only the language model to be trained: its embeddings, its layers, its output layer."""
+    model.requires_grad_(requires_grad=False)
+    for part in (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings()):
+        part.requires_grad_(requires_grad=True)
+
+
 def open_processor(recipe: ModelRecipe, path: str | Path) -> Any:
     """Returns the processor at ``path`` with the pixel limits of the recipe.
 

@@ -71,7 +71,7 @@ def train_reinforce(
         args=arguments_of(table, recipe, folder, policy),
         train_dataset=prompt_dataset(chosen, recipe.prompt, modes),
         processing_class=processor,
-        callbacks=[*callbacks("calibrate", folder), CollapseAlarm(table.alarm)],
+        callbacks=[*callbacks("calibrate", folder, recipe), CollapseAlarm(table.alarm)],
         peft_config=adapters(recipe.lora),
     )
     trainer.remove_callback(PrinterCallback)
@@ -124,6 +124,7 @@ def arguments_of(table: ReinforceRecipe, recipe: Recipe, folder: Path, policy: s
         **teacher_arguments(table, recipe),
         **drawing,
         max_steps=table.steps,
+        lr_scheduler_type=table.schedule,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
         generation_batch_size=table.steps_per_draw * table.prompts_per_step * table.rollouts,

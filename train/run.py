@@ -93,18 +93,18 @@ def save_stage(
 
 
 def _write_record(stage: Stage, recipe: Recipe, history: list[dict[str, Any]]) -> None:
-    record = {
-        "stage": stage.name,
-        "wall_s": stage.wall_s,
-        "emocaliber": version("emocaliber"),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "trl": version("trl"),
+    record = {"wall_s": stage.wall_s, **_origin(stage.name, recipe), "history": history}
+    atomic_write(stage.folder / RECORD, json.dumps(record, indent=1))
+
+
+def _origin(name: str, recipe: Recipe) -> dict[str, Any]:
+    """Returns what weights come from: stage, versions, seed and recipe."""
+    return {
+        "stage": name,
+        **{package: version(package) for package in ("emocaliber", "torch", "transformers", "trl")},
         "seed": recipe.seed,
         "recipe": to_mapping(recipe),
-        "history": history,
     }
-    atomic_write(stage.folder / RECORD, json.dumps(record, indent=1))
 
 
 def last_checkpoint(folder: Path, *, resume: bool) -> str | None:
@@ -120,9 +120,21 @@ def last_checkpoint(folder: Path, *, resume: bool) -> str | None:
     return str(complete[-1]) if complete else None
 
 
-def callbacks(title: str, folder: Path) -> list[TrainerCallback]:
-    """Returns what shows how a stage goes (a bar on standard error, curves in its folder), and what sharding needs."""
-    return [ProgressBar(title), Curves(title, folder), ShardedModel()]
+def callbacks(name: str, folder: Path, recipe: Recipe) -> list[TrainerCallback]:
+    """Returns what shows how a stage goes (a bar on standard error, curves in its folder), records it and shards it."""
+    return [ProgressBar(name), Curves(name, folder), CheckpointOrigin(name, recipe), ShardedModel()]
+
+
+class CheckpointOrigin(TrainerCallback):
+    """Writes into every checkpoint what it comes from, as `RECORD` says it of a finished stage."""
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self._record = json.dumps(_origin(name, recipe), indent=1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the record."""
+        if state.is_world_process_zero:
+            atomic_write(Path(args.output_dir) / f"checkpoint-{state.global_step}" / RECORD, self._record)
 
 
 class ProgressBar(TrainerCallback):

@@ -50,6 +50,9 @@ class SupervisedRecipe:
     """Keep only the inputs of the layers and compute the rest again: less memory, about a third more time."""
     fused_kernels: bool = False
     """Liger kernels, which need the package liger-kernel and a GPU."""
+    freeze_vision: bool = False
+    """Train the language model alone; the vision tower and what joins it to the decoder stay as they are. Of adapters
+    `LoraRecipe.targets` says where they go."""
     save_steps: int = 200
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class ReinforceRecipe:
     micro_batch: int | None = None
     """Responses a process takes at once; None takes its whole share of the step."""
     reward: Literal["bounded", "paper"] = "bounded"
+    schedule: Literal["linear", "constant"] = "linear"
+    """Of the learning rate: falling to 0, or staying."""
     kl: float = 0.01
     """Weight β of the KL penalty to the stage-2 model: for GRPO the low-variance estimator of its reverse, for the
     tokenised Brier score the cross-entropy of the responses drawn from that model."""

@@ -16,6 +16,7 @@ from emocaliber.runtime.samples import Sample
 from .adapters import adapters
 from .arguments import epoch_arguments, teacher_arguments
 from .conversations import choose_modes, supervised_dataset
+from .models import freeze_vision
 from .recipe import Recipe
 from .run import Stage, callbacks, last_checkpoint, save_stage
 from .stage_recipes import SupervisedRecipe
@@ -56,12 +57,14 @@ def train_supervised(
     modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
     dataset = supervised_dataset(chosen, recipe.prompt, modes, with_confidence=name == "verbalize")
     checkpoint = last_checkpoint(folder, resume=resume)
+    if table.freeze_vision:
+        freeze_vision(model)
     trainer = SFTTrainer(
         model=model.train(),
         args=_arguments(table, recipe, folder),
         train_dataset=dataset,
         processing_class=processor,
-        callbacks=callbacks(name, folder),
+        callbacks=callbacks(name, folder, recipe),
         peft_config=adapters(recipe.lora),
     )
     # Some families (Qwen2.5-VL) deny that they take the number of tokens in a batch, and are then given a mean of the

@@ -202,7 +202,7 @@ def train_tokenized_brier(
         args=_arguments(table, recipe, folder),
         data_collator=_Collator(processor),
         train_dataset=_Responses(passes(responses, needed, recipe.seed + 3)),
-        callbacks=[*callbacks("calibrate", folder), CollapseAlarm(table.alarm)],
+        callbacks=[*callbacks("calibrate", folder, recipe), CollapseAlarm(table.alarm)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -343,6 +343,7 @@ def _arguments(table: ReinforceRecipe, recipe: Recipe, folder: Path) -> Training
         **common_arguments(table, recipe, folder),
         **teacher_arguments(table, recipe),
         max_steps=table.steps,
+        lr_scheduler_type=table.schedule,
         train_sampling_strategy="sequential",
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,

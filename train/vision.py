@@ -127,7 +127,7 @@ def train_vision(
         model=probe.train(),
         args=TrainingArguments(**epoch_arguments(table, recipe, folder), remove_unused_columns=False),
         train_dataset=_Images(samples, processor, words),
-        callbacks=callbacks("vision", folder),
+        callbacks=callbacks("vision", folder, recipe),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -84,7 +84,7 @@ def test_adapters_change_only_what_the_recipe_says() -> None:
     assert (adapted.launch.processes, adapted.launch.shard) == (1, False)
     for field in ("taxonomies", "prompt", "teacher", "data"):
         assert getattr(whole, field) == getattr(adapted, field)
-    different = {"learning_rate", "weight_decay", "save_steps", "micro_batch"}
+    different = {"learning_rate", "weight_decay", "save_steps", "micro_batch", "freeze_vision"}
     for stage in ("reason", "verbalize", "calibrate"):
         tables = [dataclasses.asdict(getattr(recipe, stage)) for recipe in (whole, adapted)]
         assert {key for key in tables[0] if tables[0][key] != tables[1][key]} <= different

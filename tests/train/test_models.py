@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_qwen import tiny_qwen
 
 from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.samples import Sample
 from emocaliber.train.model_recipe import ModelRecipe
-from emocaliber.train.models import build_model, corpus, initial
+from emocaliber.train.models import build_model, corpus, freeze_vision, initial
 from emocaliber.train.recipe import Recipe
 
 
@@ -44,6 +45,22 @@ def test_a_saved_model_loads_and_answers_the_same(recipe: Recipe, processor: Any
     assert not loaded.training
     with torch.inference_mode():
         assert torch.allclose(model(**ours).logits, loaded(**theirs).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])
+def test_a_frozen_tower_leaves_the_language_model_to_be_trained(
+    recipe: Recipe, processor: Any, scenes: list[Sample], family: str
+) -> None:
+    assert recipe.teacher.build is not None
+    if family == "qwen2_5_vl":
+        model, _ = tiny_qwen(scenes, recipe.prompt)
+    else:
+        model = build_model(recipe.teacher.build, processor, seed=0)
+    freeze_vision(model)
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    seeing = {"idefics3": ("model.vision_model.", "model.connector."), "qwen2_5_vl": ("model.visual.",)}[family]
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(seeing)}
+    assert frozen
 
 
 def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         with pytest.raises(KeyboardInterrupt):
             train_supervised("reason", broken, processor, short, recipe, tmp_path / "broken")
     assert not (tmp_path / "broken" / "stage.json").exists()
+    (kept,) = (tmp_path / "broken" / run.CHECKPOINTS).glob("checkpoint-*/stage.json")
+    origin = json.loads(kept.read_text(encoding="utf-8"))
+    assert (origin["stage"], origin["seed"], origin["recipe"]["reason"]["epochs"]) == ("reason", 0, 2)
+    assert origin["trl"] == version("trl")
     again = fresh(recipe, processor)
     with pytest.raises(ConfigError, match="unfinished run; continue it with --resume"):
         train_supervised("reason", again, processor, short, recipe, tmp_path / "broken")
