@@ -125,13 +125,13 @@ def run_calibrate(recipe: Recipe, workspace: Workspace, *, resume: bool = False)
 
 
 def run_respond(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
-    """Returns the file of a stage's responses to held-out samples; what its journal holds is not asked again.
+    """Returns the file of a stage's responses to held-out samples, also of taxonomies that it has not learnt.
 
-    The journal stays beside it, as the record of how the responses were made.
+    What its journal holds is not asked again; it stays beside the file, as the record of how the responses were made.
     """
     table = recipe.respond
     prepare(recipe)
-    samples = load_samples(recipe, workspace, table.split, table.samples)
+    samples = load_samples(recipe, workspace, table.split, table.samples, foreign=True)
     responder = _responder(recipe, model_after(recipe, workspace, table.stage), table)
     drawing = Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed)
     path = workspace.responses(table.stage)

@@ -55,14 +55,17 @@ class Workspace:
         return self.root / name
 
 
-def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str | None = None) -> list[Sample]:
-    """Returns the samples of one split of the recipe's taxonomies, making or gathering them first where asked for.
+def load_samples(
+    recipe: Recipe, workspace: Workspace, split: str, source: str | None = None, *, foreign: bool = False
+) -> list[Sample]:
+    """Returns the samples of one split and of the recipe's taxonomies, making or gathering them first where asked for.
 
     Args:
         recipe: The run.
         workspace: Its folder.
         split: ``train``, ``calibration``, ``test`` or any other that the file has.
         source: A stage's own samples file; None takes the one of ``[data]``.
+        foreign: Whether samples of taxonomies that the recipe does not learn are taken too.
 
     Raises:
         InputError: If the file cannot be read, or holds no sample of that split and taxonomy.
@@ -71,10 +74,10 @@ def load_samples(recipe: Recipe, workspace: Workspace, split: str, source: str |
     source = source or recipe.data.samples
     with processes().main_process_first():
         path = _samples_file(recipe, workspace, source)
-    samples = [sample for sample in read_samples(path, split) if sample.taxonomy in recipe.taxonomies]
+    samples = [sample for sample in read_samples(path, split) if foreign or sample.taxonomy in recipe.taxonomies]
     if not samples:
-        wanted = " or ".join(map(repr, recipe.taxonomies))
-        raise InputError(f"{path} holds no samples of split {split!r} and taxonomy {wanted}")
+        wanted = "" if foreign else f" and taxonomy {' or '.join(map(repr, recipe.taxonomies))}"
+        raise InputError(f"{path} holds no samples of split {split!r}{wanted}")
     return samples
 
 

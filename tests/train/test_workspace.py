@@ -41,5 +41,9 @@ def test_only_the_recipes_taxonomy_and_the_split_count(tmp_path: Path) -> None:
     assert [Path(s.image).name for s in load_samples(recipe, Workspace(tmp_path), "train")] == ["0.png"]
     with pytest.raises(InputError, match="holds no samples of split 'dev' and taxonomy 'emotion6-7'"):
         load_samples(recipe, Workspace(tmp_path), "dev")
+    held_out = load_samples(recipe, Workspace(tmp_path), "dev", foreign=True)
+    assert [sample.taxonomy for sample in held_out] == ["sentiment-2"]
+    with pytest.raises(InputError, match="holds no samples of split 'test2'$"):
+        load_samples(recipe, Workspace(tmp_path), "test2", foreign=True)
     with pytest.raises(InputError, match="cannot read samples"):
         load_samples(tiny_recipe(data={"samples": "gone.jsonl"}), Workspace(tmp_path), "train")
