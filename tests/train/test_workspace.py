@@ -43,7 +43,7 @@ def test_only_the_recipes_taxonomy_and_the_split_count(tmp_path: Path) -> None:
         load_samples(recipe, Workspace(tmp_path), "dev")
     held_out = load_samples(recipe, Workspace(tmp_path), "dev", foreign=True)
     assert [sample.taxonomy for sample in held_out] == ["sentiment-2"]
-    with pytest.raises(InputError, match="holds no samples of split 'test2'$"):
+    with pytest.raises(InputError, match=r"holds no samples of split 'test2'$"):
         load_samples(recipe, Workspace(tmp_path), "test2", foreign=True)
     with pytest.raises(InputError, match="cannot read samples"):
         load_samples(tiny_recipe(data={"samples": "gone.jsonl"}), Workspace(tmp_path), "train")
