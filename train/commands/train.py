@@ -1,4 +1,7 @@
-"""``emocaliber train vision|reason|annotate|verbalize|calibrate RECIPE``."""
+"""``emocaliber train vision|reason|annotate|verbalize|calibrate|respond RECIPE``.
+
+What a stage needs takes seconds to import: it is left to `run`, so that help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from emocaliber.train.launch import in_place, launch, launched, processes
-from emocaliber.train.quiet import quiet_libraries
 from emocaliber.train.recipe import Recipe, load_recipe
-from emocaliber.train.workspace import Workspace
 
 _HELP = {
     "vision": "before stage 1, for models built from scratch: teach the vision tower to see",
@@ -19,7 +19,13 @@ _HELP = {
     "calibrate": "stage 3: GRPO, until the stated confidence means what it says",
     "respond": "a stage's responses to held-out samples, for 'emocaliber evaluate --predictions'",
 }
+_EXAMPLES = """examples:
+  emocaliber train {stage} recipes/emocaliber-7b/recipe.toml
+  emocaliber train {stage} recipes/quickstart/recipe.toml --out runs/mine --set seed=1 --set reason.learning_rate=1e-3
+  emocaliber train {stage} RECIPE --resume        after a kill: goes on at the newest checkpoint, with the same result
 
+The folder of a run gets one folder a stage, with weights, stage.json, TensorBoard logs and curves.svg.
+"""
 
 _ALONE = ("vision",)
 """Stages of models so small that one process is enough."""
@@ -29,7 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the stages and their arguments."""
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for name, text in _HELP.items():
-        add_recipe_arguments(stages.add_parser(name, help=text, description=text))
+        stage = stages.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_EXAMPLES.format(stage=name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_recipe_arguments(stage)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +64,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs one stage, in as many processes as the recipe says, and prints the folder or file it left."""
-    quiet_libraries()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from emocaliber.train.launch import in_place, launch, launched
+    from emocaliber.train.quiet import quiet_libraries
+
+    quiet_libraries()
     if launched():
         in_place(lambda: _run_stage(arguments, recipe))
     elif recipe.launch.processes > 1 and arguments.stage not in _ALONE:
@@ -63,8 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_stage(arguments: argparse.Namespace, recipe: Recipe) -> None:
-    # Seconds to import, and a process that only starts others does without.
+    # Not needed by a process that only starts others.
+    from emocaliber.train.launch import processes
     from emocaliber.train.stages import STAGES
+    from emocaliber.train.workspace import Workspace
 
     workspace = Workspace(arguments.out or Path("runs") / recipe.name)
     result = STAGES[arguments.stage](recipe, workspace, resume=arguments.resume)
