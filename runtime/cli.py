@@ -6,7 +6,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
@@ -70,8 +71,15 @@ def load_command(name: str, command: Command) -> ModuleType:
     Raises:
         DependencyError: If its optional packages are not installed; the message says how to get them.
     """
-    try:
+    with _naming_what_is_missing(name, command):
         return importlib.import_module(command.module)
+
+
+@contextmanager
+def _naming_what_is_missing(name: str, command: Command) -> Iterator[None]:
+    """Turns a failed import of an optional package into an error that says how to get it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if command.extra is None or error.name is None or error.name.startswith("emocaliber"):
             raise
@@ -87,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     selected = next((word for word in words if not word.startswith("-")), None)
     try:
         arguments = build_parser(selected if selected in COMMANDS else None).parse_args(words)
-        status: int = arguments.run(arguments)
+        # Commands import what takes seconds only when they run.
+        with _naming_what_is_missing(arguments.command, COMMANDS[arguments.command]):
+            status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
     except EmoCaliberError as error:

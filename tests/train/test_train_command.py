@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +99,23 @@ def test_the_folder_of_a_finished_stage_is_printed(
     assert capsys.readouterr().out == "runs/small/reason\n"
     assert main(["train", "reason", recipe, "--out", str(tmp_path / "elsewhere")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'elsewhere' / 'reason'}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["reason", "--help"]])
+def test_help_needs_no_training_library(words: list[str]) -> None:
+    assert "usage: emocaliber train" in without_torch("train", *words).stdout
+
+
+def test_a_missing_library_is_named_with_its_remedy(recipe: str) -> None:
+    done = without_torch("train", "reason", recipe)
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = "'emocaliber train' needs torch, which is not installed; run: pip install 'emocaliber[train]'"
+    assert done.stderr == f"emocaliber: error: {expected}\n"
+
+
+def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command where torch cannot be imported."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from emocaliber.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, timeout=60)
