@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from emocaliber.evaluate.intervals import bootstrap_mean
 from emocaliber.evaluate.metrics import brier_losses
 from emocaliber.evaluate.records import StageResult
-from emocaliber.evaluate.summary import expected_correctness, summarise
+from emocaliber.evaluate.summary import Correctness, expected_correctness, summarise
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.calibration import softmax
@@ -108,8 +108,9 @@ def stage_result(
 ) -> StageResult:
     """Returns the figures of one stage with bootstrap intervals of its Brier scores, ready for ``metrics.json``.
 
-    Figures are taken against the sampled labels; where the true posterior is known, ``ece_posterior`` and
-    ``brier_posterior`` (and their verbalised twins) are taken against it: the same expectation, with less noise.
+    Figures are taken against the labels. Where the true posterior is known, ``ece_posterior``, ``brier_posterior``
+    (their verbalised twins too) and ``set_coverage_posterior`` are taken against it: of labels drawn from it the same
+    expectation, with less noise. Where there are votes, those with ``_votes`` say how they hold for a drawn annotator.
 
     Args:
         name: Short unique name.
@@ -129,9 +130,12 @@ def stage_result(
     given = {"confidence": confidence, "posterior": posterior, "votes": votes, "sets": sets, "verbalized": verbalized}
     metrics = summarise(probabilities, labels, **given)
     correct = expected_correctness(probabilities, labels)
-    if posterior is not None:
-        against = summarise(probabilities, labels, **given, correctness="posterior")
-        metrics |= {f"{key}_posterior": against[key] for key in against if key.endswith(("ece", "brier"))}
+    known: dict[Correctness, Floats | None] = {"posterior": posterior, "votes": votes}
+    for name, distribution in known.items():
+        if distribution is not None:
+            against = summarise(probabilities, labels, **given, correctness=name)
+            held = (key for key in against if key.endswith(("ece", "brier", "set_coverage")))
+            metrics |= {f"{key}_{name}": against[key] for key in held}
     intervals = {"brier": bootstrap_mean(brier_losses(confidence, correct)).bounds}
     if verbalized is not None:
         intervals["verbalized_brier"] = bootstrap_mean(brier_losses(verbalized, correct)).bounds

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emocaliber.runtime import EmotionModel
-from emocaliber.train.quiet import quiet_libraries
 from emocaliber.train.recipe import load_recipe, shipped_recipe
-
-from .pipeline import run_pipeline
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the pipeline, or finishes an interrupted one, and prints where its results are and what they say."""
-    quiet_libraries()
     recipe = load_recipe(arguments.recipe or shipped_recipe("quickstart"), arguments.overrides)
+    # Seconds to import, which help does without.
+    from emocaliber.train.quiet import quiet_libraries
+
+    from .pipeline import run_pipeline
+
+    quiet_libraries()
     bundle = run_pipeline(recipe, arguments.out)
     metrics = json.loads((arguments.out / "metrics.json").read_text(encoding="utf-8"))
     sys.stdout.write(_summary(metrics, arguments.out))

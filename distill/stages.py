@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from emocaliber.evaluate.bundle_fitting import calibrate_bundle
@@ -112,6 +113,10 @@ def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Pa
     described = "procedural scenes" if source.startswith(SCENES) else ", ".join(recipe.data.sets) or Path(source).name
     calibrate_bundle(workspace.bundle, samples, fitted_on=f"{described}, calibration split", seed=recipe.seed)
     return workspace.bundle
+
+
+STAGES: dict[str, Callable[..., Stage | Path]] = {"collect": run_collect, "train": run_student, "calibrate": run_fit}
+"""The stages of ``emocaliber distill`` in order; the export of the bundle stands before the last."""
 
 
 def _same_sight(teacher: BuildRecipe, student: BuildRecipe) -> bool:
