@@ -131,11 +131,11 @@ def stage_result(
     metrics = summarise(probabilities, labels, **given)
     correct = expected_correctness(probabilities, labels)
     known: dict[Correctness, Floats | None] = {"posterior": posterior, "votes": votes}
-    for name, distribution in known.items():
+    for against, distribution in known.items():
         if distribution is not None:
-            against = summarise(probabilities, labels, **given, correctness=name)
-            held = (key for key in against if key.endswith(("ece", "brier", "set_coverage")))
-            metrics |= {f"{key}_{name}": against[key] for key in held}
+            figures = summarise(probabilities, labels, **given, correctness=against)
+            kept = [key for key in figures if key.endswith(("ece", "brier", "set_coverage"))]
+            metrics |= {f"{key}_{against}": figures[key] for key in kept}
     intervals = {"brier": bootstrap_mean(brier_losses(confidence, correct)).bounds}
     if verbalized is not None:
         intervals["verbalized_brier"] = bootstrap_mean(brier_losses(verbalized, correct)).bounds

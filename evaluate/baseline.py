@@ -2,26 +2,36 @@
 
 It answers each task with its most frequent label, states the accuracy of the model's answers as confidence in them,
 gives the frequencies of the labels (the mean of the votes) as distribution, and as prediction set as many of the most
-frequent labels as the coverage asks for. All of it is taken from the very samples it is judged on: a bar that only
-knowledge of the single image can pass.
+frequent labels as the coverage asks for. Where all samples of a task have votes, its set is of the most voted labels,
+and the confidence that is held against votes is the mean agreement with them. All of it is taken from the very samples
+it is judged on: a bar that only knowledge of the single image can pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .confidence_figures import CONFIDENCE_FIGURES, Figures, confidence_figures, constant_confidence
+from .confidence_figures import (
+    CONFIDENCE_FIGURES,
+    VOTE_FIGURES,
+    Figures,
+    confidence_figures,
+    constant_confidence,
+    vote_figures,
+)
 from .distances import DISTANCES
 from .metrics import f1_scores
-from .rows import Row
+from .rows import Row, vote_share
 
 Floats = NDArray[np.float64]
+
+_SETS = ("set_coverage", "set_coverage_votes", "set_size")
 
 
 def constant_figures(rows: Sequence[Row], set_target: float | None) -> Figures:
@@ -34,7 +44,6 @@ def constant_figures(rows: Sequence[Row], set_target: float | None) -> Figures:
     members = [[row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)]
     answered = [replace(row, answer=answer) for task in members for answer in [_commonest(task)] for row in task]
     macro, weighted = row_f1_scores(answered)
-    sets = None if set_target is None else [_set(task, set_target) for task in members]
     return {
         "acc": float(np.mean([row.correct for row in answered])),
         "f1": weighted,
@@ -43,12 +52,7 @@ def constant_figures(rows: Sequence[Row], set_target: float | None) -> Figures:
         "ece_classwise": None if all(row.predicted is None for row in rows) else 0.0,
         "nll": _pooled([_surprise(task) for task in members]),
         **{name: _pooled([_distance(task, name) for task in members]) for name in DISTANCES},
-        "set_coverage": None
-        if sets is None
-        else _pooled([(held, len(t)) for (held, _), t in zip(sets, members, strict=True)]),
-        "set_size": None
-        if sets is None
-        else _pooled([(size, len(t)) for (_, size), t in zip(sets, members, strict=True)]),
+        **(dict.fromkeys(_SETS) if set_target is None else _sets(members, set_target)),
     }
 
 
@@ -64,10 +68,14 @@ def row_f1_scores(rows: Sequence[Row]) -> tuple[float, float]:
 def _confidence(rows: Sequence[Row]) -> Figures:
     stating = [row for row in rows if row.answer is not None and row.confidence is not None]
     if not stating:
-        return dict.fromkeys(CONFIDENCE_FIGURES)
+        return dict.fromkeys((*CONFIDENCE_FIGURES, *VOTE_FIGURES))
     correct: Floats = np.array([row.correct for row in stating])
     tasks = [row.task for row in stating]
-    return confidence_figures(constant_confidence(correct, tasks), correct, tasks)
+    figures = confidence_figures(constant_confidence(correct, tasks), correct, tasks)
+    if any(row.votes is None for row in rows):
+        return {**figures, **dict.fromkeys(VOTE_FIGURES)}
+    agreement: Floats = np.array([row.agreement for row in stating], dtype=np.float64)
+    return {**figures, **vote_figures(constant_confidence(agreement, tasks), agreement)}
 
 
 def _commonest(rows: Sequence[Row]) -> str:
@@ -89,11 +97,32 @@ def _distance(rows: Sequence[Row], name: str) -> tuple[float, int]:
     return DISTANCES[name](truths, np.broadcast_to(truths.mean(axis=0), truths.shape)), len(known)
 
 
-def _set(rows: Sequence[Row], target: float) -> tuple[float, float]:
-    """Returns coverage and size of the smallest set of frequent labels that reaches the target."""
-    shares = np.cumsum([count for _, count in Counter(row.right for row in rows).most_common()]) / len(rows)
-    size = min(int(np.searchsorted(shares, target - 1e-12)) + 1, len(shares))
-    return float(shares[size - 1]), float(size)
+def _sets(tasks: Sequence[Sequence[Row]], target: float) -> Figures:
+    """Returns `_SETS` of the set that each task's constant gives to all its rows."""
+    covered, voted, sizes = [], [], []
+    for rows in tasks:
+        chosen = _set(rows, target)
+        sizes += [len(chosen)] * len(rows)
+        covered += [row.right in chosen for row in rows]
+        voted += [share for row in rows if (share := vote_share(row.votes, row.labels, chosen)) is not None]
+    return {
+        "set_coverage": float(np.mean(covered)),
+        "set_coverage_votes": float(np.mean(voted)) if len(voted) == len(covered) else None,
+        "set_size": float(np.mean(sizes)),
+    }
+
+
+def _set(rows: Sequence[Row], target: float) -> list[str]:
+    """Returns the fewest labels that reach the target in votes, where all rows have some, else as right labels."""
+    everywhere = all(row.votes is not None for row in rows)
+    weights: dict[str, float] = defaultdict(float)
+    for row in rows:
+        given = [(row.right, 1.0)] if row.votes is None or not everywhere else zip(row.labels, row.votes, strict=True)
+        for label, weight in given:
+            weights[label] += weight
+    ranked = sorted(weights, key=lambda label: -weights[label])
+    shares = np.cumsum([weights[label] for label in ranked]) / len(rows)
+    return ranked[: int(np.searchsorted(shares, target - 1e-12)) + 1]
 
 
 def _pooled(parts: Sequence[tuple[float, int]]) -> float | None:

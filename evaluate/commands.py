@@ -27,7 +27,7 @@ from .scoring import score_strict, score_strict_responses
 from .task_report import build_report
 from .vecbench import canonical_task
 
-_TABLE = ("acc", "f1", "kl", "ece", "brier", "auroc", "set_coverage", "set_size")
+_TABLE = ("acc", "f1", "kl", "ece", "ece_votes", "brier", "auroc", "set_coverage", "set_coverage_votes", "set_size")
 _OVERALL = "all"
 _CONSTANT = "  constant"
 

@@ -41,6 +41,9 @@ CONFIDENCE_FIGURES = (
 )
 """Names of the figures that `confidence_figures` gives."""
 
+VOTE_FIGURES = ("ece_votes", "brier_votes")
+"""Names of the figures that `vote_figures` gives."""
+
 
 def confidence_figures(confidence: Floats, correct: Floats, tasks: Sequence[str]) -> Figures:
     """Returns `CONFIDENCE_FIGURES` of confidences (N,) against correctness (N,), N >= 1.
@@ -67,6 +70,17 @@ def confidence_figures(confidence: Floats, correct: Floats, tasks: Sequence[str]
         "auroc_within": auroc_within(confidence, correct, names),
         "aurc": aurc(confidence, correct),
         "e_aurc": excess_aurc(confidence, correct),
+    }
+
+
+def vote_figures(confidence: Floats, agreement: Floats) -> Figures:
+    """Returns `VOTE_FIGURES` of confidences (N,), N >= 1: ECE and Brier score expected over a drawn annotator.
+
+    ``agreement`` (N,), in [0, 1], is the share of the votes for each answer, its chance of being right.
+    """
+    return {
+        "ece_votes": expected_calibration_error(confidence, agreement),
+        "brier_votes": brier_score(confidence, agreement),
     }
 
 

@@ -39,6 +39,8 @@ _COLUMNS: tuple[Column, ...] = (
     ("seconds", "seconds", "{:,.0f}", None),
 )
 _MORE: tuple[Column, ...] = (
+    ("ece_votes", "ECE, votes", "{:.3f}", False),
+    ("brier_votes", "Brier, votes", "{:.3f}", False),
     ("ece_paper", "ECE, paper's bins", "{:.3f}", False),
     ("ece_equal_mass", "ECE, equal mass", "{:.3f}", False),
     ("ece_debiased", "ECE, debiased", "{:.3f}", False),
@@ -61,6 +63,7 @@ _VOTES: tuple[Column, ...] = (
 _SETS: tuple[Column, ...] = (
     ("set_target", "asked coverage", "{:.0%}", None),
     ("set_coverage", "observed coverage", "{:.1%}", None),
+    ("set_coverage_votes", "observed coverage, votes", "{:.1%}", None),
     ("set_size", "mean size", "{:.2f}", None),
 )
 
@@ -82,6 +85,7 @@ _GLOSSARY = {
     "AUROC": "chance that a right answer has a higher confidence than a wrong one; 0.5 is guessing",
     "E-AURC": "errors among the surest answers beyond those of the best order of the same answers; 0 is best",
     "NLL": "negative log likelihood of the right label",
+    "votes": "an answer, and a set, is right with the chance that an annotator drawn from the votes gave its label",
     "verbalised": "of the confidence that the model wrote itself, before any fitted calibrator",
     "coverage": "share of prediction sets that hold the right label",
 }

@@ -45,7 +45,7 @@ class Tally:
 
 
 def tally(confidence: Floats, correct: Floats, counts: Floats) -> Tally:
-    """Returns the counts (R, N) of N answers, their confidences in [0, 1] and correctness 0 or 1, by confidence."""
+    """Returns the counts (R, N) of N answers, their confidences and correctness in [0, 1], by confidence."""
     order = np.argsort(confidence, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(confidence[order]) > 0]))
     sorted_counts = counts[:, order]

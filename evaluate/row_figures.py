@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 BOOTSTRAP = {"level": 0.95, "resamples": RESAMPLES, "seed": 0, "drawn_within": "task"}
 """How every interval of the figures is made, as the figures say it."""
 
-RECENTRED = {"ece", "ece_paper", "ece_equal_mass", "ece_debiased", "ece_smooth", "ece_classwise"} | {
+RECENTRED = {"ece", "ece_paper", "ece_equal_mass", "ece_debiased", "ece_smooth", "ece_classwise", "ece_votes"} | {
     "brier_reliability", "brier_resolution",
 }  # fmt: skip
 """Figures that the repeats of a resample inflate; their intervals are shifted by that bias and end at 0."""
@@ -31,12 +31,16 @@ RECENTRED = {"ece", "ece_paper", "ece_equal_mass", "ece_debiased", "ece_smooth",
 def row_statistics(rows: Sequence[Row], wanted: Collection[str]) -> Callable[[Floats], dict[str, Floats]]:
     """Returns what maps counts (R, N) of these rows, at least one, to (R,) each wanted figure, by name.
 
-    Those of the confidence that was put into words have the prefix ``verbalized_``. Names without a statistic, and
-    figures that no row has the numbers for, are passed over.
+    Those of the confidence that was put into words have the prefix ``verbalized_``, those against the votes the suffix
+    ``_votes``. Names without a statistic, and figures that no row has the numbers for, are passed over.
     """
     statistics = {name: make(rows) for name, make in _PLAIN.items() if name in wanted}
-    stated = {"": [row.confidence for row in rows], "verbalized_": [row.verbalized for row in rows]}
-    parts = [_confidence(rows, column, prefix, wanted) for prefix, column in stated.items()]
+    stated, correct = [row.confidence for row in rows], [row.correct for row in rows]
+    parts = [
+        _confidence(rows, stated, correct, "{}", wanted),
+        _confidence(rows, [row.verbalized for row in rows], correct, "verbalized_{}", wanted),
+        _confidence(rows, stated, [row.agreement for row in rows], "{}_votes", wanted),
+    ]
 
     def figures(counts: Floats) -> dict[str, Floats]:
         made = {name: statistic(counts) for name, statistic in statistics.items()}
@@ -88,14 +92,20 @@ def bounded(name: str, estimate: float, drawn: Floats, floor: float = 0.0) -> In
 
 
 def _confidence(
-    rows: Sequence[Row], stated: Sequence[float | None], prefix: str, wanted: Collection[str]
+    rows: Sequence[Row],
+    stated: Sequence[float | None],
+    correctness: Sequence[float | None],
+    form: str,
+    wanted: Collection[str],
 ) -> Callable[[Floats], dict[str, Floats]]:
-    kept = np.array([value is not None and row.answer is not None for row, value in zip(rows, stated, strict=True)])
-    names = {name for name in CONFIDENCE_FIGURES if prefix + name in wanted}
+    """Returns what `row_statistics` does of one kind of confidence and correctness, named as `form` says."""
+    given = zip(rows, stated, correctness, strict=True)
+    kept = np.array([None not in (row.answer, confidence, correct) for row, confidence, correct in given])
+    names = {name for name in CONFIDENCE_FIGURES if form.format(name) in wanted}
     if not kept.any() or not names:
         return lambda counts: {}
-    confidence = _column(stated)[kept]
-    correct, task = np.array([row.correct for row in rows])[kept], number([row.task for row in rows])[kept]
+    confidence, correct = _column(stated)[kept], _column(correctness)[kept]
+    task = number([row.task for row in rows])[kept]
     whole: dict[str, Statistic] = {
         "brier_skill": skill((confidence - correct) ** 2, correct, task),
         "auroc_within": auroc_within(confidence, correct, task),
@@ -108,12 +118,12 @@ def _confidence(
         filled = np.asarray(inside.any(axis=1))
         inside = inside if filled.all() else inside[filled]
         if not len(inside):
-            return {prefix + name: np.full(len(counts), np.nan) for name in names}
+            return {form.format(name): np.full(len(counts), np.nan) for name in names}
         tallied = tally(confidence, correct, inside)
         made = {name: figure(tallied) for name, figure in TALLIED.items() if name in names}
         made.update({name: statistic(inside) for name, statistic in whole.items() if name in names})
         made.update({name: values for name, values in mass_figures(tallied, index).items() if name in names})
-        return {prefix + name: _spread(values, filled) for name, values in made.items()}
+        return {form.format(name): _spread(values, filled) for name, values in made.items()}
 
     return figures
 
@@ -153,6 +163,7 @@ _PLAIN: dict[str, Callable[[Sequence[Row]], Statistic]] = {
     "nll": lambda rows: mean(_column([row.nll for row in rows])),
     **{name: _distance(name) for name in DISTANCES},
     "set_coverage": lambda rows: mean(_column([row.covered for row in rows])),
+    "set_coverage_votes": lambda rows: mean(_column([row.covered_votes for row in rows])),
     "set_size": lambda rows: mean(_column([row.set_size for row in rows])),
 }
 

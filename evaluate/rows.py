@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,14 @@ class Row:
     """`DISTANCES` of the prediction to the votes or posterior, where these are known."""
     known: tuple[float, ...] | None = None
     """The votes or posterior, in the order of `labels`."""
+    votes: tuple[float, ...] | None = None
+    """The votes as a distribution, likewise, where there are any; also of an unanswered sample."""
     bayes: float | None = None
-    """Largest true probability, likewise."""
+    """Largest true probability of `known`."""
     covered: float | None = None
     """1 if the right label is in the prediction set, else 0."""
+    covered_votes: float | None = None
+    """Share of the votes for the labels in the prediction set, where there are votes."""
     set_size: float | None = None
     """Labels in the prediction set."""
     set_target: float | None = None
@@ -60,6 +65,11 @@ class Row:
         """1 if the answer is right, 0 if it is wrong or missing."""
         return float(self.answer == self.right)
 
+    @property
+    def agreement(self) -> float | None:
+        """Chance that an annotator drawn from the votes gives the answer; None without votes or an answer."""
+        return None if self.answer is None else vote_share(self.votes, self.labels, [self.answer])
+
 
 def right_label(sample: Sample) -> str | None:
     """Returns the label taken as right: the answer, else the one most voted for, else the most probable one, else None.
@@ -73,9 +83,23 @@ def right_label(sample: Sample) -> str | None:
     return None if weights is None else labels[int(np.argmax(weights))]
 
 
-def reference_distribution(sample: Sample) -> list[float] | None:
+def reference_distribution(sample: Sample) -> tuple[float, ...] | None:
     """Returns the known posterior, else the votes as a distribution, else None; in the order of the taxonomy."""
-    return sample.true_posterior() or (sample.distribution() if sample.votes is not None else None)
+    posterior = sample.true_posterior()
+    return voted_distribution(sample) if posterior is None else tuple(posterior)
+
+
+def voted_distribution(sample: Sample) -> tuple[float, ...] | None:
+    """Returns the votes as a distribution in the order of the taxonomy, or None without votes."""
+    given = None if sample.votes is None else sample.distribution()
+    return None if given is None else tuple(given)
+
+
+def vote_share(votes: Sequence[float] | None, labels: Sequence[str], chosen: Collection[str]) -> float | None:
+    """Returns the share of the votes, given in the order of `labels`, for the chosen labels; None without votes."""
+    if votes is None:
+        return None
+    return sum(vote for label, vote in zip(labels, votes, strict=True) if label in chosen)
 
 
 def make_row(outcome: Outcome) -> Row | None:
@@ -85,8 +109,9 @@ def make_row(outcome: Outcome) -> Row | None:
     if right is None:
         return None
     labels = sample.resolve().labels
+    votes = voted_distribution(sample)
     if prediction is None:
-        return Row(task=sample.taxonomy, labels=labels, right=right, image=sample.image)
+        return Row(task=sample.taxonomy, labels=labels, right=right, votes=votes, image=sample.image)
     predicted = tuple(prediction.distribution[label] for label in labels)
     known = reference_distribution(sample)
     chosen = prediction.prediction_set()
@@ -100,9 +125,11 @@ def make_row(outcome: Outcome) -> Row | None:
         predicted=predicted,
         nll=negative_log_likelihood([predicted], [labels.index(right)]),
         distances=None if known is None else {name: f([known], [predicted]) for name, f in DISTANCES.items()},
-        known=None if known is None else tuple(known),
+        known=known,
+        votes=votes,
         bayes=None if known is None else bayes_accuracy([known]),
         covered=float(right in chosen),
+        covered_votes=vote_share(votes, labels, chosen),
         set_size=float(len(chosen)),
         set_target=prediction.coverage,
         image=sample.image,

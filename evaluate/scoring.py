@@ -17,7 +17,7 @@ from emocaliber.runtime.errors import InputError
 
 from .baseline import constant_figures, row_f1_scores
 from .calibration_metrics import classwise_calibration_error
-from .confidence_figures import CONFIDENCE_FIGURES, Figures, confidence_figures
+from .confidence_figures import CONFIDENCE_FIGURES, VOTE_FIGURES, Figures, confidence_figures, vote_figures
 from .distances import DISTANCES
 from .predictions import Outcome
 from .responses import ResponseLine
@@ -92,6 +92,7 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Any]:
     answered = [row for row in rows if row.answer is not None]
     targets = {row.set_target for row in answered}
     target = targets.pop() if len(targets) == 1 else None
+    voted = all(row.votes is not None for row in rows)
     figures: Figures = {
         "acc": float(np.mean([row.correct for row in rows])),
         "f1": weighted,
@@ -100,10 +101,12 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Any]:
         "bayes_acc": _mean([row.bayes for row in answered]),
         **_confidence(answered, "confidence", ""),
         **_confidence(answered, "verbalized", "verbalized_"),
+        **(_against_votes(answered) if voted else dict.fromkeys(VOTE_FIGURES)),
         "ece_classwise": _classwise(answered),
         "nll": _mean([row.nll for row in answered]),
         **{name: _mean([row.distances[name] for row in answered if row.distances]) for name in DISTANCES},
         "set_coverage": None if target is None else _mean([row.covered for row in answered]),
+        "set_coverage_votes": None if target is None or not voted else _mean([row.covered_votes for row in answered]),
         "set_size": None if target is None else _mean([row.set_size for row in answered]),
     }
     return {
@@ -126,6 +129,15 @@ def _confidence(rows: Sequence[Row], name: str, prefix: str) -> Figures:
     correct: Floats = np.array([row.correct for row in kept])
     figures = confidence_figures(confidence, correct, [row.task for row in kept])
     return {f"{prefix}{figure}": value for figure, value in figures.items()}
+
+
+def _against_votes(rows: Sequence[Row]) -> Figures:
+    """Returns the figures of confidences against the votes, which all rows have."""
+    pairs = [(row.confidence, row.agreement) for row in rows if row.confidence is not None]
+    if not pairs:
+        return dict.fromkeys(VOTE_FIGURES)
+    confidence, agreement = np.array(pairs, dtype=np.float64).T
+    return vote_figures(confidence, agreement)
 
 
 def _classwise(rows: Sequence[Row]) -> float | None:

@@ -53,8 +53,9 @@ def summarise(
         votes: (N, K), annotators' votes as distributions, where there are any.
         sets: (N, K), booleans, the prediction sets.
         verbalized: (N,), in [0, 1], the confidence the model put into words.
-        correctness: What the confidences are held against: `labels` (an answer is right or wrong), or the chance of
-            being right that `votes` or the `posterior` give it, which has the same expectation and less noise.
+        correctness: What confidences and sets are held against: `labels` (an answer is right or wrong), or the chance
+            of being right that `votes` or the `posterior` give it; with labels drawn from these, the same expectation
+            with less noise.
 
     Raises:
         InputError: If shapes or values do not fit, or ``correctness`` names a distribution that is not given.
@@ -77,7 +78,9 @@ def summarise(
         result["verbalized_brier"] = brier_score(verbalized, correct)
         result["verbalized_auroc"] = auroc(verbalized, correct)
     if sets is not None:
-        result["set_coverage"] = set_coverage(sets, labels)
+        truth = {"labels": labels, "votes": votes, "posterior": posterior}[correctness]
+        assert truth is not None
+        result["set_coverage"] = set_coverage(sets, truth)
         result["set_size"] = mean_set_size(sets)
     return result
 

@@ -30,7 +30,7 @@ from .records import (
     RiskCurve,
     StageResult,
 )
-from .rows import Row, reference_distribution, right_label
+from .rows import Row, reference_distribution, right_label, voted_distribution
 from .selective import aurc, risk_coverage_curve
 from .vecbench import GROUPS, PUBLISHED, canonical_task, group_of
 
@@ -230,31 +230,45 @@ def _picture(image: str | None, folders: Sequence[Path]) -> bytes:
 def coverage_rows(outcomes: Sequence[Outcome]) -> list[CoverageRow]:
     """Returns observed coverage and set size of each task, at every fitted coverage where the thresholds are known.
 
-    Predictions read from a file carry one set, at the coverage they were asked for.
+    Where all its samples have votes, rows of the coverage of these follow. Predictions read from a file carry one set,
+    at the coverage they were asked for.
     """
     rows = []
     for task in dict.fromkeys(outcome.sample.taxonomy for outcome in outcomes):
-        pairs = [
-            (o.prediction, right)
+        labelled = [
+            (o.sample, o.prediction, right)
             for o in outcomes
             if o.sample.taxonomy == task and o.prediction is not None and (right := right_label(o.sample)) is not None
         ]
-        if not pairs:
+        if not labelled:
             continue
-        own = {prediction.coverage for prediction, _ in pairs}
-        asked = sorted(own) if any(prediction.recorded_set is not None for prediction, _ in pairs) else COVERAGES
-        for coverage in asked:
-            kept = [(p, right) for p, right in pairs if p.recorded_set is None or p.coverage == coverage]
-            sets = [(prediction.prediction_set(coverage), right) for prediction, right in kept]
-            rows.append(
-                CoverageRow(
-                    name=task,
-                    target=coverage,
-                    coverage=float(np.mean([right in chosen for chosen, right in sets])),
-                    size=float(np.mean([len(chosen) for chosen, _ in sets])),
-                    n=len(sets),
-                )
+        rows += _coverage_rows(task, [(prediction, {right: 1.0}) for _, prediction, right in labelled])
+        votes = [
+            (prediction, dict(zip(sample.resolve().labels, given, strict=True)))
+            for sample, prediction, _ in labelled
+            if (given := voted_distribution(sample)) is not None
+        ]
+        if len(votes) == len(labelled):
+            rows += _coverage_rows(f"{task}, votes", votes)
+    return rows
+
+
+def _coverage_rows(name: str, pairs: Sequence[tuple[Prediction, dict[str, float]]]) -> list[CoverageRow]:
+    """Returns one row a coverage of the sets of predictions, each with the chance of labels to be right."""
+    recorded = any(prediction.recorded_set is not None for prediction, _ in pairs)
+    rows = []
+    for coverage in sorted({prediction.coverage for prediction, _ in pairs}) if recorded else COVERAGES:
+        kept = [(p, chances) for p, chances in pairs if p.recorded_set is None or p.coverage == coverage]
+        sets = [(prediction.prediction_set(coverage), chances) for prediction, chances in kept]
+        rows.append(
+            CoverageRow(
+                name=name,
+                target=coverage,
+                coverage=float(np.mean([sum(chances.get(label, 0.0) for label in chosen) for chosen, chances in sets])),
+                size=float(np.mean([len(chosen) for chosen, _ in sets])),
+                n=len(sets),
             )
+        )
     return rows
 
 
@@ -316,7 +330,7 @@ def _example(sample: Sample, prediction: Prediction) -> Example | None:
     return Example(
         image_png=image,
         labels=labels,
-        true=None if known is None else tuple(known),
+        true=known,
         predicted=tuple(prediction.distribution[label] for label in labels),
         prediction_set=prediction.prediction_set(),
         label=prediction.label,

@@ -67,6 +67,7 @@ def test_figures_of_a_stage_by_hand() -> None:
         "brier_posterior": 0.215,  # the mean of q (1 - c)² + (1 - q) c²: (0.1 + 0.26 + 0.17 + 0.33) / 4
         "verbalized_brier": 0.13,  # (0.01 + 0.25 + 0.25 + 0.01) / 4
         "set_coverage": 0.75,
+        "set_coverage_posterior": 0.775,  # (0.9 + 1 + 0.8 + 0.4) / 4
         "set_size": 1.25,
         "seconds": 2.5,
     }
@@ -79,13 +80,30 @@ def test_figures_of_a_stage_by_hand() -> None:
         assert low < expected[name] < high
 
 
+def test_figures_against_votes_by_hand() -> None:
+    truth = truth_of([sample(votes={"negative": n, "positive": 10 - n}) for n in (8, 3, 2, 3)])
+    sets = np.array([[1, 0], [1, 1], [0, 1], [1, 0]], dtype=bool)
+    stated = np.array([0.9, 0.5, 0.5, 0.9])
+    metrics = stage_result("s", "t", "reason", truth, PROBABILITIES, verbalized=stated, sets=sets).metrics
+    expected = {  # the answers have 0.8, 0.3, 0.8, 0.7 of the votes
+        "ece_votes": 0.15,  # (0 + 0.3 + 0.1 + 0.2) / 4
+        "brier_votes": 0.22,  # (0.16 + 0.3 + 0.17 + 0.25) / 4
+        "verbalized_ece_votes": 0.1,  # 0.9 for 0.75, and 0.5 for 0.55
+        "verbalized_brier_votes": 0.23,  # (0.17 + 0.25 + 0.25 + 0.25) / 4
+        "set_coverage_votes": 0.725,  # (0.8 + 1 + 0.8 + 0.3) / 4
+    }
+    assert {key: value for key, value in metrics.items() if key.endswith("_votes")} == pytest.approx(expected)
+    assert not [key for key in metrics if key.endswith("_posterior")]
+
+
 def test_what_is_not_known_is_left_out() -> None:
     truth = truth_of([sample(), sample(answer="negative")])
     result = stage_result("s", "t", "direct", truth, np.array([[0.4, 0.6], [0.2, 0.8]]))
     assert result.metrics["bayes_accuracy"] is None
     assert result.metrics["kl"] is None
     assert result.metrics["seconds"] is None
-    assert not [key for key in result.metrics if key.startswith(("verbalized", "set_")) or key.endswith("_posterior")]
+    assert not [key for key in result.metrics if key.startswith(("verbalized", "set_"))]
+    assert not [key for key in result.metrics if key.endswith(("_posterior", "_votes"))]
     assert set(result.intervals) == {"brier"}
 
 

@@ -116,6 +116,78 @@ def test_tasks_without_answers_count_as_wrong(files, capsys):
     assert result["overall"]["acc"] == pytest.approx(2 / 5)
 
 
+@pytest.fixture
+def voted(tmp_path):
+    """Four images whose votes prefer x, of ten votes each; the last has no answer."""
+    votes = {"a": (5, 4, 1), "b": (6, 4, 0), "c": (7, 1, 2), "d": (6, 4, 0)}
+    samples = [
+        {
+            "image": f"{name}.png",
+            "taxonomy": "moods",
+            "labels": ["x", "y", "z"],
+            "votes": dict(zip("xyz", given, strict=True)),
+        }
+        for name, given in votes.items()
+    ]
+    lines = [
+        prediction("a.png", {"x": 0.7, "y": 0.2, "z": 0.1}, ["x"], "custom"),
+        prediction("b.png", {"x": 0.3, "y": 0.6, "z": 0.1}, ["y", "x"], "custom"),
+        prediction("c.png", {"x": 0.9, "y": 0.05, "z": 0.05}, ["x"], "custom"),
+        {"image": "d.png", "error": {"type": "InputError", "message": "truncated"}},
+    ]
+    write_lines(tmp_path / "samples.jsonl", samples)
+    write_lines(tmp_path / "predictions.jsonl", lines)
+    return tmp_path
+
+
+def test_figures_against_votes_by_hand(voted):
+    assert evaluate(voted, "--json", str(voted / "out.json")) == 0
+    task = json.loads((voted / "out.json").read_text())["tasks"]["moods"]
+    assert task["ece"] == pytest.approx((0.3 + 0.6 + 0.1) / 3)
+    assert task["set_coverage"] == 1.0
+    # The answers have 0.5, 0.4, 0.7 of the votes and confidences of 0.7, 0.6, 0.9.
+    assert task["ece_votes"] == pytest.approx(0.2)
+    assert task["brier_votes"] == pytest.approx((0.29 + 0.28 + 0.25) / 3)
+    assert task["set_coverage_votes"] == pytest.approx((0.5 + 1 + 0.7) / 3)
+    # Each bin holds one answer, 0.2 from its confidence, in every resample.
+    assert task["intervals"]["ece_votes"] == pytest.approx([0.2, 0.2])
+    for name, least, most in (("brier_votes", 0.25, 0.29), ("set_coverage_votes", 0.5, 1.0)):
+        low, high = task["intervals"][name]
+        assert least - 1e-9 <= low < task[name] < high <= most + 1e-9
+    # The answers have 1.6 / 3 of the votes; all votes together are x 0.6, y 0.325, z 0.075.
+    constant = task["baseline"]
+    assert constant["ece_votes"] == pytest.approx(0.0)
+    assert constant["brier_votes"] == pytest.approx(1.6 / 3 * 1.4 / 3)
+    assert (constant["set_coverage"], constant["set_size"]) == (1.0, 2.0)
+    assert constant["set_coverage_votes"] == pytest.approx(0.925)
+
+
+def test_votes_are_shown(voted, capsys):
+    report = voted / "report.html"
+    assert evaluate(voted, "--report", str(report)) == 0
+    header, task, *_ = capsys.readouterr().out.splitlines()
+    shown = dict(zip(header.split(), task.split(), strict=True))
+    assert (shown["ece_votes"], shown["set_coverage_votes"]) == ("0.200", "0.733")
+    html = report.read_text()
+    # The column of the tasks, and the row beside that of the label with most votes.
+    assert "ECE, votes" in html
+    assert '<th scope="row">moods, votes</th><td>90%</td><td>73.3%</td>' in html
+
+
+def test_votes_of_some_samples_are_not_enough(voted, capsys):
+    samples = [json.loads(line) for line in (voted / "samples.jsonl").read_text().splitlines()]
+    del samples[0]["votes"]
+    write_lines(voted / "samples.jsonl", [{**samples[0], "answer": "x"}, *samples[1:]])
+    report = voted / "report.html"
+    assert evaluate(voted, "--json", str(voted / "out.json"), "--report", str(report)) == 0
+    task = json.loads((voted / "out.json").read_text())["tasks"]["moods"]
+    for figures in (task, task["baseline"]):
+        assert {figures[name] for name in ("ece_votes", "brier_votes", "set_coverage_votes")} == {None}
+    # Every right label is x, which is then the set of the constant.
+    assert (task["baseline"]["set_coverage"], task["baseline"]["set_size"]) == (1.0, 1.0)
+    assert "moods, votes" not in report.read_text()
+
+
 def test_official_scoring_of_our_own_predictions(files, capsys):
     """The error line is dropped; b answers negative, the earlier of two equal labels, and is right."""
     assert evaluate(files, "--split", "test", "--scoring", "official", "--json", str(files / "out.json")) == 0
