@@ -56,6 +56,8 @@ class BuildRecipe:
     max_positions: int = 512
     vocab_size: int = 1000
     """Upper bound for the tokenizer trained on the run's own texts."""
+    init: Literal["normal", "shift"] = "normal"
+    """Of the vision tower: ``shift`` lets its heads look at the neighbouring patches from the start."""
 
     def __post_init__(self) -> None:
         positive(self, "image_size", "patch_size", "scale_factor", "max_positions", "vocab_size")
@@ -63,6 +65,12 @@ class BuildRecipe:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size × scale_factor "
                 f"= {self.patch_size * self.scale_factor}"
+            )
+        head = self.vision.hidden_size // self.vision.heads
+        if self.init == "shift" and (self.family != "idefics3" or self.vision.heads < 8 or head < 16):
+            raise ConfigError(
+                f"init is 'shift', which needs family idefics3 and 8 or more vision heads of 16 or more channels; "
+                f"found {self.family} and {self.vision.heads} heads of {head}"
             )
 
     @property

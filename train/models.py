@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -18,16 +19,22 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from emocaliber.evaluate.transformers_loading import QwenImageProcessor, load_model, load_processor
+from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES
+from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
 from .conversations import response_of
+from .initialise import start_with_shifts
 from .model_recipe import BuildRecipe, ModelRecipe, Precision
 from .tokenizer import QWEN, SMOLVLM, train_tokenizer
 
 _GRID_REPEATS = 50
 """So that the digits of every confidence become one token, whichever the samples hold."""
+
+_INIT_IMAGES = 32
+"""Most images that the initialisation ``shift`` looks at."""
 
 _QWEN_FULL_ATTENTION = 8
 """Every so many layers Qwen's vision tower attends over the whole image, in between within windows."""
@@ -37,8 +44,18 @@ _QWEN_WINDOW = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_model(build: BuildRecipe, processor: Any, seed: int) -> Any:
-    """Returns a model with random weights, its sizes from ``build`` and its token ids from ``processor``."""
+def build_model(build: BuildRecipe, processor: Any, seed: int, samples: Sequence[Sample] = ()) -> Any:
+    """Returns a model with random weights, its sizes from ``build`` and its token ids from ``processor``.
+
+    Args:
+        build: Sizes.
+        processor: Of the model.
+        seed: Of the weights.
+        samples: Training samples; only the initialisation ``shift`` looks at a few of their images.
+
+    Raises:
+        InputError: If the initialisation needs images, and there are none.
+    """
     tokenizer = processor.tokenizer
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -59,6 +76,16 @@ def build_model(build: BuildRecipe, processor: Any, seed: int) -> Any:
     }
     torch.manual_seed(seed)
     model = _qwen(build, text, tokenizer) if build.family == "qwen2_5_vl" else _idefics3(build, text, tokenizer)
+    if build.init == "shift":
+        if not samples:
+            raise InputError(
+                "init = 'shift' needs training images, but there are none; leave it out of a student's build table, "
+                "whose tower starts as the teacher's"
+            )
+        chosen = samples[:: -(-len(samples) // _INIT_IMAGES)]
+        images = [[Image.fromarray(decode_image(sample.image))] for sample in chosen]
+        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"][:, 0]
+        start_with_shifts(model.model.vision_model, pixels)
     for name, value in ids.items():
         setattr(model.generation_config, name, value)
     return model
@@ -153,7 +180,7 @@ def corpus(samples: Iterable[Sample], template: PromptTemplate) -> Iterable[str]
 
 
 def initial(
-    recipe: ModelRecipe, samples: Iterable[Sample], template: PromptTemplate, seed: int, dtype: torch.dtype
+    recipe: ModelRecipe, samples: Sequence[Sample], template: PromptTemplate, seed: int, dtype: torch.dtype
 ) -> tuple[Any, Any]:
     """Returns the model and processor a recipe names, built or loaded.
 
@@ -169,7 +196,7 @@ def initial(
     """
     if recipe.build is not None:
         processor = build_processor(recipe.build, corpus(samples, template))
-        return build_model(recipe.build, processor, seed), processor
+        return build_model(recipe.build, processor, seed, samples), processor
     assert recipe.path is not None
     return load_model(recipe.path, dtype), open_processor(recipe, recipe.path)
 
