@@ -12,6 +12,61 @@ from .model_recipe import ModelRecipe, Precision, TrainedStage, positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentRecipe:
+    """How a training image is altered anew each time it is shown, besides being mirrored; by default not at all."""
+
+    crop: float = 1.0
+    """Least share of the image's area that a random crop keeps."""
+    rotate: float = 0.0
+    """Most degrees it is turned, either way."""
+    jitter: float = 0.0
+    """Most relative change of brightness, contrast and saturation."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution by which images of one label set are mixed, and their labels with them."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.crop <= 1.0:
+            raise ConfigError(f"crop is {self.crop!r}, expected a number in (0, 1]")
+        for name, limit in (("rotate", 180.0), ("jitter", 1.0), ("mixup", float("inf"))):
+            value = getattr(self, name)
+            if not 0.0 <= value <= limit:
+                raise ConfigError(f"{name} is {value!r}, expected a number in [0, {limit:g}]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecipe:
+    """Label sets that are altered alike and have teachers in common: small residual networks, trained from scratch."""
+
+    sets: tuple[str, ...]
+    """Names in ``data.sets``, or taxonomies."""
+    augment: AugmentRecipe | None = None
+    """What happens to their images, also while the tower learns; None takes what the stage has."""
+    teachers: int = 0
+    """How many networks, which differ in their seed."""
+    side: int = 96
+    """Pixels of a side that they see, of the image that the tower sees."""
+    stride: int = 2
+    """Of the first convolution."""
+    widths: tuple[int, ...] = (32, 64, 128, 192)
+    """Channels of the residual blocks."""
+    dropout: float = 0.2
+    """Before the head."""
+    learning_rate: float = 2e-3
+    epochs: float = 30.0
+
+    def __post_init__(self) -> None:
+        positive(self, "side", "stride", "learning_rate", "epochs")
+        if not self.sets:
+            raise ConfigError("sets is empty, expected names of data.sets or taxonomies")
+        if self.teachers < 0:
+            raise ConfigError(f"teachers is {self.teachers!r}, expected a number >= 0")
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            raise ConfigError(f"widths are {list(self.widths)}, expected two or more numbers > 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout!r}, expected a number in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRecipe:
     """First training of the vision tower of a model built from scratch; pretrained models need none."""
 
@@ -20,10 +75,35 @@ class VisionRecipe:
     epochs: float
     warmup: float = 0.05
     weight_decay: float = 0.05
+    decay_positions: bool = True
+    """Whether the position embeddings decay too; norms and biases never do."""
+    beta2: float = 0.999
+    """Of AdamW."""
+    average: float = 0.0
+    """Share of the weights' exponential average that a step keeps at most; 0 keeps the weights of the last step."""
+    balance: float = 1.0
+    """A label set of n images is shown as if it had n_max (n / n_max) ** balance: 1 as they are, 0 all alike."""
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    groups: dict[str, GroupRecipe] = field(default_factory=dict)
+    """Label sets that are treated apart, by a name of the recipe's choice."""
+    votes_weight: float = 1.0
+    """Weight of the cross-entropy to the votes."""
+    distill_weight: float = 1.0
+    """Weight of KL(mean of the teachers ‖ tower), of images that have teachers."""
+    feature_weight: float = 1.0
+    """Weight of the distance between the tower's tokens and the teachers' maps, of such images."""
     save_steps: int = 500
 
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+        for name in ("beta2", "average"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number in [0, 1)")
+        for name in ("votes_weight", "distill_weight", "feature_weight"):
+            if not getattr(self, name) >= 0.0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
+        if not 0.0 <= self.balance <= 1.0:
+            raise ConfigError(f"balance is {self.balance!r}, expected a number in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

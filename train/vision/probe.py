@@ -1,0 +1,96 @@
+"""What the vision tower learns: an image's labels and words from the mean of its visual tokens, and what teachers see.
+
+Words are weak supervision (Joulin et al. 2016, arXiv 1511.02251).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .augmentation import Augmentation
+from .labels import LabelBlocks
+from .teachers import Teachers
+
+_LABELS_PER_WORD = 10.0
+"""How much more a label weighs than a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Weights of the parts of the loss."""
+
+    votes: float
+    distill: float
+    feature: float
+
+
+class Probe(nn.Module):
+    """Tower, connector, and what is thrown away: the head, and projections of the tokens to the teachers' maps."""
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: LabelBlocks,
+        words: int,
+        augmentation: Augmentation,
+        weights: Weights,
+        teachers: Sequence[Teachers] = (),
+    ) -> None:
+        """Takes the tower and the connector of ``model``, an Idefics3 model, and what they learn from."""
+        super().__init__()
+        self.tower = model.model.vision_model
+        self.connector = model.model.connector
+        self.head = nn.Linear(model.config.text_config.hidden_size, blocks.total + words)
+        width = model.config.vision_config.hidden_size
+        self.projections = nn.ModuleList(nn.Linear(width, group.channels) for group in teachers)
+        self._blocks, self._augmentation, self._weights = blocks, augmentation, weights
+        # Not in a module list: they are neither trained nor stored in checkpoints.
+        self._teachers = tuple(teachers)
+
+    def forward(
+        self, pixel_values: torch.Tensor, sets: torch.Tensor, labels: torch.Tensor, words: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Returns the loss and its parts.
+
+        Cross-entropy to the label distribution, mean binary cross-entropy of the words, and, of images that have
+        teachers, what `_lesson` says of the same altered image.
+        """
+        images, (labels, words) = self._augmentation(pixel_values, sets, (labels, words))
+        tokens = self.tower(images).last_hidden_state
+        outputs = self.head(self.connector(tokens).mean(dim=1))
+        logits, word_logits = outputs.split([self._blocks.total, words.shape[1]], dim=1)
+        logits = self._blocks.own(logits, sets)
+        label_loss = nn.functional.cross_entropy(logits, labels)
+        word_loss = nn.functional.binary_cross_entropy_with_logits(word_logits, words, reduction="none")
+        loss = self._weights.votes * label_loss + word_loss.sum(dim=1).mean() / _LABELS_PER_WORD
+        for group, projection in zip(self._teachers, self.projections, strict=True):
+            rows = group.taught[sets.cpu()].nonzero()[:, 0].to(images.device)
+            if len(rows):
+                lesson = self._lesson(group, projection, images[rows], sets[rows], tokens[rows], logits[rows])
+                loss = loss + len(rows) / len(images) * lesson
+        return {"loss": loss, "label_loss": label_loss}
+
+    def _lesson(
+        self,
+        group: Teachers,
+        projection: nn.Module,
+        images: torch.Tensor,
+        sets: torch.Tensor,
+        tokens: torch.Tensor,
+        logits: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns KL(teachers ‖ head) (Hinton et al. 2015, arXiv 1503.02531) plus smooth L1 to the teachers' maps.
+
+        The latter compares the tokens, linearly projected (Romero et al. 2015, arXiv 1412.6550); the image is the same
+        for teachers and tower (Beyer et al. 2022, arXiv 2106.05237).
+        """
+        probabilities, maps = group(images, sets)
+        log_probabilities = nn.functional.log_softmax(logits, dim=1)
+        divergence = nn.functional.kl_div(log_probabilities, probabilities, reduction="batchmean")
+        difference = nn.functional.smooth_l1_loss(projection(tokens), maps)
+        return self._weights.distill * divergence + self._weights.feature * difference
