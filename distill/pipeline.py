@@ -317,7 +317,10 @@ def _example(part: _HeldOut, index: int, prediction: Prediction) -> Example:
 
 
 def _record_in_card(bundle: Path, metrics: dict[str, Any]) -> None:
-    keys = ("mode", "accuracy", "bayes_accuracy", "kl", "ece", "brier", "auroc", "set_coverage", "n")
+    keys = (
+        "mode", "accuracy", "bayes_accuracy", "kl", "ece", "ece_votes", "brier", "auroc", "set_coverage",
+        "set_coverage_votes", "n",
+    )  # fmt: skip
     rows = {
         name: {key: stage.get(key) for key in keys}
         for name, stage in metrics["stages"].items()
