@@ -7,6 +7,7 @@ import email.utils
 import http.client
 import io
 import json
+import os
 import random
 import threading
 import time
@@ -24,6 +25,10 @@ from emocaliber.runtime.errors import BackendError, ConfigError, InputError
 from emocaliber.runtime.images import decode_image
 
 from .responders import Drawing, Request
+
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable whose key is sent where none is named."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same request may yet succeed."""
@@ -75,6 +80,13 @@ class Endpoint:
                 raise ConfigError(f"{name} of the endpoint is {getattr(self, name)!r}, expected at least {least}")
         if not 1 <= self.jpeg_quality <= 95:
             raise ConfigError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 95")
+
+
+def default_api_key(url: str) -> str | None:
+    """Returns the key in `API_KEY_VARIABLE`; None without one, or if it would go unencrypted to another machine."""
+    parts = urlsplit(url)
+    private = parts.scheme == "https" or parts.hostname in LOOPBACK
+    return (os.environ.get(API_KEY_VARIABLE, "").strip() or None) if private else None
 
 
 class EndpointResponder:

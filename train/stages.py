@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder
+from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder, default_api_key
 from emocaliber.evaluate.responders import Drawing, Responder
 from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.evaluate.transformers_responder import TransformersResponder
@@ -29,9 +29,6 @@ from .supervised import train_supervised
 from .tokenized_brier import train_tokenized_brier
 from .vision import train_vision
 from .workspace import Workspace, load_samples
-
-API_KEY_VARIABLE = "OPENAI_API_KEY"
-"""Environment variable with the key of a recipe's endpoint, where it wants one."""
 
 LONGEST_RESPONSE = 512
 """Tokens a sampled response may have where a recipe does not say."""
@@ -218,7 +215,7 @@ def _responder(recipe: Recipe, path: str | Path, table: AnnotateRecipe | Respond
     """Returns the model at ``path``, or the server that the table names for it."""
     if table.endpoint is not None:
         assert table.model is not None
-        key = os.environ.get(API_KEY_VARIABLE)
+        key = default_api_key(table.endpoint)
         return EndpointResponder(Endpoint(url=table.endpoint, model=table.model, api_key=key))
     model = load_model(path, DTYPES[table.precision]).to(processes().device)
     processor = open_processor(recipe.teacher, path)

@@ -8,7 +8,7 @@ import pytest
 from chat_server import Reply, chat_server, image_of, text_of
 from PIL import Image
 
-from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder
+from emocaliber.evaluate.endpoint import Endpoint, EndpointResponder, default_api_key
 from emocaliber.evaluate.responders import Drawing, Request
 from emocaliber.runtime.errors import BackendError, ConfigError, InputError
 
@@ -206,3 +206,17 @@ def test_settings_that_make_no_sense(options, message):
 
 def test_the_key_is_in_no_printout():
     assert "sesame" not in repr(Endpoint(url="https://host/v1", model="tester", api_key="sesame"))
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [("https://a.example/v1", True), ("http://localhost:8000/v1", True), ("http://[::1]:1/v1", True),
+     ("http://a.example/v1", False), ("http://192.168.0.7:8000/v1", False)],
+)  # fmt: skip
+def test_the_default_key_never_goes_unencrypted_to_another_machine(
+    monkeypatch: pytest.MonkeyPatch, url: str, sent: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert default_api_key(url) == ("secret" if sent else None)
+    monkeypatch.setenv("OPENAI_API_KEY", " ")
+    assert default_api_key(url) is None

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
 from emocaliber.runtime.errors import ConfigError
@@ -20,7 +19,6 @@ if TYPE_CHECKING:  # loaded only by those who ask a model
     from emocaliber.evaluate.responders import Responder
 
 DEFAULT_KEY = "OPENAI_API_KEY"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Progress = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 """``progress(title, unit)`` opens a bar that is told (done, total)."""
@@ -142,14 +140,14 @@ def _api_key(variable: str | None, url: str) -> str | None:
     Raises:
         ConfigError: If the caller named a variable that is not set.
     """
+    from emocaliber.evaluate.endpoint import default_api_key
+
     if variable is not None:
         key = os.environ.get(variable, "").strip()
         if not key:
             raise ConfigError(f"environment variable {variable} of --api-key-env is not set; set it to the key")
         return key
-    parts = urlsplit(url)
-    private = parts.scheme == "https" or parts.hostname in LOOPBACK
-    return (os.environ.get(DEFAULT_KEY, "").strip() or None) if private else None
+    return default_api_key(url)
 
 
 def _local(name: str, batch_size: int) -> Responder:
