@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,17 @@ def real_sets() -> Path:
     if not folder.is_dir():
         pytest.skip("EMOCALIBER_DATA names no folder of real sets")
     return folder
+
+
+@pytest.fixture
+def loud_again() -> Iterator[None]:
+    """Gives the libraries back the voice that commands take from them."""
+    import datasets
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    with warnings.catch_warnings():
+        yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()

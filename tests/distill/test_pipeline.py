@@ -6,14 +6,10 @@ import dataclasses
 import json
 import re
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
-import transformers
 from tiny_run import tiny_recipe
 
 from emocaliber.distill.measure import Truth
@@ -28,17 +24,6 @@ SMALL = [
     "annotate.samples=2", "verbalize.epochs=1", "calibrate.steps=2", "calibrate.prompts_per_step=2",
     "calibrate.rollouts=2", "calibrate.max_new_tokens=24", "collect.images=16", "student.epochs=1",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def loud_again() -> Iterator[None]:
-    """Gives the libraries back the voice that the command takes from them."""
-    verbosity = transformers.logging.get_verbosity()
-    with warnings.catch_warnings():
-        yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
 
 
 @pytest.mark.slow

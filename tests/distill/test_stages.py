@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
-import transformers
 from tiny_run import tiny_recipe
 
 from emocaliber.distill import stages
@@ -118,17 +114,6 @@ def test_an_opened_model_scores(workspace: Workspace, scenes: list[Sample]) -> N
         [scenes[0].image], scenes[0].resolve().labels, "direct"
     )
     assert scored.label_scores.shape == (1, 1, 7)
-
-
-@pytest.fixture
-def loud_again() -> Iterator[None]:
-    """Gives the libraries back the voice that the command takes from them."""
-    verbosity = transformers.logging.get_verbosity()
-    with warnings.catch_warnings():
-        yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
 
 
 @pytest.mark.usefixtures("loud_again")

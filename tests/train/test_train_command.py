@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pytest
-import transformers
 
 from emocaliber.runtime.cli import main
 from emocaliber.train.stages import STAGES
+
+pytestmark = pytest.mark.usefixtures("loud_again")
 
 RECIPE = """
 name = "small"
@@ -26,17 +24,6 @@ path = "teacher"
 learning_rate = 1e-5
 batch_size = 8
 """
-
-
-@pytest.fixture(autouse=True)
-def loud_again() -> Iterator[None]:
-    """Gives the libraries back the voice that the command takes from them."""
-    verbosity = transformers.logging.get_verbosity()
-    with warnings.catch_warnings():
-        yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture
