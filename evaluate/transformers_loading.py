@@ -15,6 +15,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from emocaliber.runtime.errors import ArtifactError, ConfigError
 
+from .convolutional import register
+
 HUB = "hf://"
 """Starts the name of a hub repository; anything else is a folder, and nothing is downloaded."""
 
@@ -67,6 +69,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, attentio
     local = is_folder(path)
     if local and not Path(path, "config.json").is_file():
         raise ArtifactError(f"{path} holds no model (config.json is missing); {_HINT}")
+    register()
     try:
         return AutoModelForImageTextToText.from_pretrained(
             transformers_name(path), dtype=dtype, local_files_only=local, attn_implementation=attention
@@ -93,6 +96,7 @@ def load_processor(path: str | Path, *, min_pixels: int | None = None, max_pixel
     options: dict[str, Any] = {"local_files_only": local, "backend": "pil"}
     family = model_type(path)
     qwen = family in QWEN_FAMILIES
+    register()
     try:
         processor = (QwenImageProcessor if qwen else AutoProcessor).from_pretrained(transformers_name(path), **options)
     except (OSError, ValueError, ImportError) as error:

@@ -25,11 +25,13 @@ import onnx
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from emocaliber.evaluate.convolutional import ConvolutionalIdefics3Config, ConvolutionalTower
 from emocaliber.evaluate.prompting import decoder_shape
 from emocaliber.runtime.errors import ConfigError, ExportError
 
-SUPPORTED_MODEL_TYPES = ("idefics3", "smolvlm")
+SUPPORTED_MODEL_TYPES = ("idefics3", "smolvlm", ConvolutionalIdefics3Config.model_type)
 OPSETS = range(18, 22)
 """Opset 23 and later emit a native Attention operator that TensorRT refuses in single precision."""
 MAX_INLINE_BYTES = 2_000_000_000
@@ -71,6 +73,25 @@ class VisionEncoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, None)
         features: torch.Tensor = self.connector(self.post_layernorm(hidden))
+        return features
+
+
+class ConvolutionalVisionEncoder(nn.Module):
+    """A convolutional vision tower and the connector, batch normalisation folded into the convolutions."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = copy.deepcopy(model.model.vision_model).eval()
+        self.connector = model.model.connector
+        for layers in [module for module in self.tower.modules() if isinstance(module, nn.Sequential)]:
+            for place, norm in enumerate(layers):
+                if isinstance(norm, nn.BatchNorm2d):
+                    layers[place - 1] = fuse_conv_bn_eval(layers[place - 1], norm)
+                    layers[place] = nn.Identity()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Returns image features [N, count, hidden] of float32 pixels [N, 3, T, T]."""
+        features: torch.Tensor = self.connector(self.tower(pixel_values).last_hidden_state)
         return features
 
 
@@ -231,7 +252,9 @@ def _export_vision(model: Any, path: Path, opset: int) -> None:
     vision = model.config.vision_config
     pixels = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
     names = _Names(inputs=["pixel_values"], outputs=["image_features"])
-    _export(VisionEncoder(model), (pixels,), ({0: Dim("batch")},), names, path, opset)
+    convolutional = isinstance(model.model.vision_model, ConvolutionalTower)
+    encoder = ConvolutionalVisionEncoder(model) if convolutional else VisionEncoder(model)
+    _export(encoder, (pixels,), ({0: Dim("batch")},), names, path, opset)
 
 
 def _export_embedder(model: Any, path: Path, opset: int) -> None:

@@ -71,6 +71,7 @@ def quantize_int8(folder: Path) -> QuantizationReport:
             raise ExportError(f"{source} is missing; export the float graphs first")
         model = onnx.load(source)
         quantized = _quantize_table(model) if name == EMBED else _quantize_products(model, name)
+        quantized += _quantize_convolutions(model)
         if name in (VISION, DECODER) and quantized == 0:
             raise ExportError(f"{source.name} holds no weight matrix to quantise; is it an exported graph?")
         _drop_unused(model)
@@ -192,6 +193,39 @@ def _product_nodes(node: onnx.NodeProto, data: str, scales: str, shape: tuple[in
     if bias:
         nodes.append(helper.make_node("Add", [output, bias], [node.output[0]], name=f"{node.name}_bias"))
     return nodes
+
+
+def _quantize_convolutions(model: onnx.ModelProto) -> int:
+    """Stores the kernels of convolutions as signed bytes with one scale an output channel; returns how many.
+
+    They are made float again when they are read: the convolution itself, its input and its bias stay as they are.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            kernel = numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
+            if not np.isfinite(kernel).all():
+                raise ExportError("a convolution holds NaN or infinity; the model cannot be quantised")
+            scales = (np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127.0).astype(np.float32)
+            steps = np.where(scales > 0, scales, 1.0).reshape(-1, *(1,) * (kernel.ndim - 1))
+            stem = f"{node.input[1]}_q8"
+            model.graph.initializer.extend(
+                [
+                    numpy_helper.from_array(np.rint(kernel / steps).astype(np.int8), f"{stem}_data"),
+                    numpy_helper.from_array(scales, f"{stem}_scales"),
+                ]
+            )
+            nodes.append(
+                helper.make_node("DequantizeLinear", [f"{stem}_data", f"{stem}_scales"], [stem], name=stem, axis=0)
+            )
+            node.input[1] = stem
+            count += 1
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return count
 
 
 def _quantize_table(model: onnx.ModelProto) -> int:

@@ -41,12 +41,39 @@ class TowerRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConvolutionRecipe:
+    """Shape of a convolutional vision tower, a residual network; see `emocaliber.evaluate.convolutional`."""
+
+    stem: int
+    """Channels of the first convolution."""
+    stride: int = 2
+    """Of the first convolution."""
+    widths: tuple[int, ...]
+    """Channels of the stages, each at half the resolution of the one before; the last is a visual token's width."""
+    depths: tuple[int, ...]
+    """Residual blocks of each stage."""
+
+    def __post_init__(self) -> None:
+        positive(self, "stem", "stride")
+        if not self.widths or len(self.widths) != len(self.depths) or min(*self.widths, *self.depths) < 1:
+            raise ConfigError(
+                f"widths are {list(self.widths)} and depths {list(self.depths)}; expected as many of both, all > 0"
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a side of the image that a cell of the last map stands for."""
+        return int(self.stride * 2 ** len(self.widths))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRecipe:
     """A model built from its configuration, with random weights."""
 
     family: Family = "idefics3"
     """``idefics3`` is SmolVLM's architecture, ``qwen2_5_vl`` the paper's."""
-    vision: TowerRecipe
+    vision: TowerRecipe | ConvolutionRecipe
+    """A transformer, or for ``idefics3`` a residual network, which learns more from few images."""
     text: TowerRecipe
     image_size: int
     """Side in pixels of the square the vision tower sees; of the largest square for Qwen, which keeps images' shape."""
@@ -56,8 +83,6 @@ class BuildRecipe:
     max_positions: int = 512
     vocab_size: int = 1000
     """Upper bound for the tokenizer trained on the run's own texts."""
-    init: Literal["normal", "shift"] = "normal"
-    """Of the vision tower: ``shift`` lets its heads look at the neighbouring patches from the start."""
 
     def __post_init__(self) -> None:
         positive(self, "image_size", "patch_size", "scale_factor", "max_positions", "vocab_size")
@@ -66,12 +91,13 @@ class BuildRecipe:
                 f"image_size {self.image_size} is not a multiple of patch_size × scale_factor "
                 f"= {self.patch_size * self.scale_factor}"
             )
-        head = self.vision.hidden_size // self.vision.heads
-        if self.init == "shift" and (self.family != "idefics3" or self.vision.heads < 8 or head < 16):
-            raise ConfigError(
-                f"init is 'shift', which needs family idefics3 and 8 or more vision heads of 16 or more channels; "
-                f"found {self.family} and {self.vision.heads} heads of {head}"
-            )
+        if isinstance(self.vision, ConvolutionRecipe):
+            if self.family != "idefics3":
+                raise ConfigError(f"a convolutional vision tower needs family idefics3, found {self.family}")
+            if self.vision.patch_size != self.patch_size:
+                raise ConfigError(
+                    f"patch_size is {self.patch_size}, but the vision tower's strides make {self.vision.patch_size}"
+                )
 
     @property
     def visual_tokens(self) -> int:

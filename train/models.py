@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -18,23 +17,22 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from emocaliber.evaluate.convolutional import (
+    ConvolutionalIdefics3Config,
+    ConvolutionalIdefics3ForConditionalGeneration,
+    register,
+)
 from emocaliber.evaluate.transformers_loading import QwenImageProcessor, load_model, load_processor
-from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES
-from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
 from .conversations import response_of
-from .initialise import start_with_shifts
-from .model_recipe import BuildRecipe, ModelRecipe, Precision
+from .model_recipe import BuildRecipe, ConvolutionRecipe, ModelRecipe, Precision, TowerRecipe
 from .tokenizer import QWEN, SMOLVLM, train_tokenizer
 
 _GRID_REPEATS = 50
 """So that the digits of every confidence become one token, whichever the samples hold."""
-
-_INIT_IMAGES = 32
-"""Most images that the initialisation ``shift`` looks at."""
 
 _QWEN_FULL_ATTENTION = 8
 """Every so many layers Qwen's vision tower attends over the whole image, in between within windows."""
@@ -44,17 +42,13 @@ _QWEN_WINDOW = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_model(build: BuildRecipe, processor: Any, seed: int, samples: Sequence[Sample] = ()) -> Any:
+def build_model(build: BuildRecipe, processor: Any, seed: int) -> Any:
     """Returns a model with random weights, its sizes from ``build`` and its token ids from ``processor``.
 
     Args:
         build: Sizes.
         processor: Of the model.
         seed: Of the weights.
-        samples: Training samples; only the initialisation ``shift`` looks at a few of their images.
-
-    Raises:
-        InputError: If the initialisation needs images, and there are none.
     """
     tokenizer = processor.tokenizer
     ids = {
@@ -76,41 +70,37 @@ def build_model(build: BuildRecipe, processor: Any, seed: int, samples: Sequence
     }
     torch.manual_seed(seed)
     model = _qwen(build, text, tokenizer) if build.family == "qwen2_5_vl" else _idefics3(build, text, tokenizer)
-    if build.init == "shift":
-        if not samples:
-            raise InputError(
-                "init = 'shift' needs training images, but there are none; leave it out of a student's build table, "
-                "whose tower starts as the teacher's"
-            )
-        chosen = samples[:: -(-len(samples) // _INIT_IMAGES)]
-        images = [[Image.fromarray(decode_image(sample.image))] for sample in chosen]
-        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"][:, 0]
-        start_with_shifts(model.model.vision_model, pixels)
     for name, value in ids.items():
         setattr(model.generation_config, name, value)
     return model
 
 
 def _idefics3(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
-    config = Idefics3Config(
-        vision_config={
-            "hidden_size": build.vision.hidden_size,
-            "intermediate_size": build.vision.intermediate_size,
-            "num_hidden_layers": build.vision.layers,
-            "num_attention_heads": build.vision.heads,
-            "image_size": build.image_size,
-            "patch_size": build.patch_size,
-            "initializer_range": build.vision.hidden_size**-0.5,
-        },
-        text_config={"model_type": "llama", "tie_word_embeddings": True, **text},
-        scale_factor=build.scale_factor,
-        image_token_id=tokenizer.convert_tokens_to_ids(SMOLVLM.image),
-        tie_word_embeddings=True,
-    )
-    return Idefics3ForConditionalGeneration(config)
+    vision: dict[str, Any] = {"image_size": build.image_size, "patch_size": build.patch_size}
+    shared = {
+        "text_config": {"model_type": "llama", "tie_word_embeddings": True, **text},
+        "scale_factor": build.scale_factor,
+        "image_token_id": tokenizer.convert_tokens_to_ids(SMOLVLM.image),
+        "tie_word_embeddings": True,
+    }
+    if isinstance(build.vision, ConvolutionRecipe):
+        shape = build.vision
+        vision |= {"stem_width": shape.stem, "stem_stride": shape.stride, "hidden_size": shape.widths[-1]}
+        vision |= {"widths": list(shape.widths), "depths": list(shape.depths)}
+        register()
+        return ConvolutionalIdefics3ForConditionalGeneration(ConvolutionalIdefics3Config(vision_config=vision, **shared))
+    vision |= {
+        "hidden_size": build.vision.hidden_size,
+        "intermediate_size": build.vision.intermediate_size,
+        "num_hidden_layers": build.vision.layers,
+        "num_attention_heads": build.vision.heads,
+        "initializer_range": build.vision.hidden_size**-0.5,
+    }
+    return Idefics3ForConditionalGeneration(Idefics3Config(vision_config=vision, **shared))
 
 
 def _qwen(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
+    assert isinstance(build.vision, TowerRecipe)
     layers = build.vision.layers
     half = build.text.hidden_size // build.text.heads // 2
     config = Qwen2_5_VLConfig(
@@ -196,7 +186,7 @@ def initial(
     """
     if recipe.build is not None:
         processor = build_processor(recipe.build, corpus(samples, template))
-        return build_model(recipe.build, processor, seed, samples), processor
+        return build_model(recipe.build, processor, seed), processor
     assert recipe.path is not None
     return load_model(recipe.path, dtype), open_processor(recipe, recipe.path)
 

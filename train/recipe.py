@@ -37,6 +37,16 @@ else:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetRecipe:
+    """How one published set is imported."""
+
+    taxonomies: tuple[str, ...] | None = None
+    """Label sets it is written for; None takes the set's first."""
+    splits: dict[str, float] = field(default_factory=dict)
+    """Name and share of each split; empty takes `DataRecipe.splits`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
     """Which samples are used for what."""
 
@@ -46,6 +56,8 @@ class DataRecipe:
     """Of ``sets:FOLDER``, which are used: imported as by ``emocaliber data import``, reasoning made from cues."""
     splits: dict[str, float] = field(default_factory=dict)
     """Of ``sets:FOLDER``, name and share of each split; empty for each set's own."""
+    options: dict[str, SetRecipe] = field(default_factory=dict)
+    """Of ``sets:FOLDER``, what is asked of single sets, by their names."""
     annotations: tuple[str, ...] = ()
     """Of ``sets:FOLDER``, which of a set's own notes about an image its reasoning may tell, besides measured cues."""
     calibration: int = 0

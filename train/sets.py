@@ -12,7 +12,7 @@ from emocaliber.runtime.samples import read_samples, write_samples
 
 from .cot import CueWriter, build_reasoning
 from .importers import IMPORTERS, ImportOptions, import_set
-from .recipe import DataRecipe
+from .recipe import DataRecipe, SetRecipe
 
 
 def gather_sets(data: DataRecipe, source: Path, folder: Path, seed: int) -> Path:
@@ -28,7 +28,7 @@ def gather_sets(data: DataRecipe, source: Path, folder: Path, seed: int) -> Path
         seed: Of the splits.
 
     Raises:
-        ConfigError: If a set is unknown, or none is named.
+        ConfigError: If a set is unknown, or none is named, or options are for a set that is not used.
         InputError: If a set is missing, or not as its authors publish it.
     """
     path = folder / "samples.jsonl"
@@ -37,6 +37,9 @@ def gather_sets(data: DataRecipe, source: Path, folder: Path, seed: int) -> Path
     unknown = [name for name in data.sets if name not in IMPORTERS]
     if unknown or not data.sets:
         raise ConfigError(f"data.sets is {list(data.sets)}, known: {', '.join(IMPORTERS)}")
+    idle = [name for name in data.options if name not in data.sets]
+    if idle:
+        raise ConfigError(f"data.options names {', '.join(idle)}, which data.sets does not: {', '.join(data.sets)}")
     missing = [name for name in data.sets if not (source / name).is_dir()]
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}; data.samples must name the folder of the sets")
@@ -48,7 +51,8 @@ def gather_sets(data: DataRecipe, source: Path, folder: Path, seed: int) -> Path
                 bar.total = total
                 bar.update(done - bar.n)
 
-            options = ImportOptions(seed=seed, splits=data.splits or None)
+            own = data.options.get(name, SetRecipe())
+            options = ImportOptions(seed=seed, splits=own.splits or data.splits or None, taxonomies=own.taxonomies)
             imported = import_set(name, str(source / name), folder / name, options, report)
             built = build_reasoning(imported.samples, folder / f"{name}-reasoning", CueWriter(data.annotations), report)
         if built.samples is not None:

@@ -86,6 +86,8 @@ class VisionRecipe:
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     groups: dict[str, GroupRecipe] = field(default_factory=dict)
     """Label sets that are treated apart, by a name of the recipe's choice."""
+    precision: Precision = "fp32"
+    """Type of the arithmetic; weights stay float32."""
     votes_weight: float = 1.0
     """Weight of the cross-entropy to the votes."""
     distill_weight: float = 1.0

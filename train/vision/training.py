@@ -63,7 +63,9 @@ def train_epochs(
     trainer = _Trainer(
         decay_positions=table.decay_positions,
         model=learner.train(),
-        args=TrainingArguments(**epoch_arguments(table, recipe, folder), adam_beta2=table.beta2),
+        args=TrainingArguments(
+            **epoch_arguments(table, recipe, folder), adam_beta2=table.beta2, bf16=table.precision == "bf16"
+        ),
         train_dataset=Subset(images, order),
         callbacks=[*callbacks(title, folder, recipe), *averages],
     )
