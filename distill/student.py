@@ -14,10 +14,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.runtime.errors import InputError
 from emocaliber.train.arguments import epoch_arguments
+from emocaliber.train.models import freeze_tower
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, callbacks, last_checkpoint, save_stage
-from emocaliber.train.stage_recipes import StudentRecipe
-from emocaliber.train.vision import mirror_half
+from emocaliber.train.stage_recipes import AugmentRecipe, StudentRecipe
+from emocaliber.train.vision import altered, mirror_half
 
 from .packing import PackedRow, PackingCollator, packed_losses
 
@@ -39,13 +40,18 @@ class _StudentTrainer(Trainer):
     def __init__(self, table: StudentRecipe, collator: PackingCollator, **arguments: Any) -> None:
         super().__init__(data_collator=collator, **arguments)
         self._table = table
+        self._images = collator.processor.image_processor
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Returns the loss of one packed batch."""
+        pixels = inputs["pixel_values"]
+        if self._table.augment != AugmentRecipe():
+            pixels = altered(pixels, self._table.augment, self._images)
         if self._table.flip:
-            inputs = {**inputs, "pixel_values": mirror_half(inputs["pixel_values"])}
+            pixels = mirror_half(pixels)
+        inputs = {**inputs, "pixel_values": pixels}
         sequence, distribution, _ = packed_losses(model, inputs)
         return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
 
@@ -73,6 +79,8 @@ def train_student(
     started = time.perf_counter()
     collator = PackingCollator(processor, recipe.prompt)
     checkpoint = last_checkpoint(folder, resume=resume)
+    if table.freeze_vision:
+        freeze_tower(model)
     trainer = _StudentTrainer(
         table,
         collator,

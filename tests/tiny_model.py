@@ -12,6 +12,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from emocaliber.evaluate.convolutional import (
+    ConvolutionalIdefics3Config,
+    ConvolutionalIdefics3ForConditionalGeneration,
+    register,
+)
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, TAG_TOKENS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.taxonomy import TAXONOMIES
@@ -58,15 +63,27 @@ def build_processor(*, tile_size: int = 32, image_tokens: int = IMAGE_TOKENS) ->
     return Idefics3Processor(images, fast, image_seq_len=image_tokens, chat_template=CHAT_TEMPLATE)
 
 
-def build_model(processor: Idefics3Processor, *, seed: int = 0) -> Idefics3ForConditionalGeneration:
-    """Returns a random model of about 50 k weights; initialised wide enough that its outputs are not constant."""
+CONVOLUTIONS = {"stem_width": 4, "stem_stride": 2, "widths": [8, 32], "depths": [1, 2]}
+"""A convolutional tower of as many visual tokens."""
+
+
+def build_model(
+    processor: Idefics3Processor, *, seed: int = 0, convolutional: bool = False
+) -> Idefics3ForConditionalGeneration:
+    """Returns a random model of about 50 k weights; initialised wide enough that its outputs are not constant.
+
+    Args:
+        processor: Its processor.
+        seed: Of its weights.
+        convolutional: Whether its vision tower is a residual network, with batch statistics of random images.
+    """
     tokenizer = processor.tokenizer
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    config = Idefics3Config(
+    config = (ConvolutionalIdefics3Config if convolutional else Idefics3Config)(
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         tie_word_embeddings=True,
@@ -79,6 +96,7 @@ def build_model(processor: Idefics3Processor, *, seed: int = 0) -> Idefics3ForCo
             "image_size": 32,
             "patch_size": 8,
             "initializer_range": 0.15,
+            **(CONVOLUTIONS if convolutional else {}),
         },
         text_config={
             "model_type": "llama",
@@ -95,7 +113,14 @@ def build_model(processor: Idefics3Processor, *, seed: int = 0) -> Idefics3ForCo
         },
     )
     torch.manual_seed(seed)
-    model = Idefics3ForConditionalGeneration(config).eval()
+    if convolutional:
+        register()
+        model = ConvolutionalIdefics3ForConditionalGeneration(config).train()
+        for _ in range(20):
+            model.model.vision_model(torch.randn(8, 3, 32, 32) + torch.randn(8, 3, 1, 1))
+        model.eval()
+    else:
+        model = Idefics3ForConditionalGeneration(config).eval()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model

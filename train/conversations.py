@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +57,19 @@ def passes(items: Sequence[Item], count: int, seed: int) -> list[Item]:
         rng.shuffle(order)
         ordered += order
     return ordered[:count]
+
+
+def with_drawn_answers(samples: Sequence[Sample], modes: Sequence[Mode], seed: int) -> list[Sample]:
+    """Returns the samples, those in direct mode that have votes with an answer drawn from them."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible draws, not secrecy
+    drawn = []
+    for sample, mode in zip(samples, modes, strict=True):
+        votes = sample.distribution() if sample.votes is not None else None
+        if mode == "direct" and votes is not None:
+            (answer,) = rng.choices(sample.resolve().labels, votes)
+            sample = replace(sample, answer=answer)
+        drawn.append(sample)
+    return drawn
 
 
 def choose_modes(count: int, direct_share: float, seed: int) -> list[Mode]:

@@ -88,7 +88,9 @@ def _idefics3(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
         vision |= {"stem_width": shape.stem, "stem_stride": shape.stride, "hidden_size": shape.widths[-1]}
         vision |= {"widths": list(shape.widths), "depths": list(shape.depths)}
         register()
-        return ConvolutionalIdefics3ForConditionalGeneration(ConvolutionalIdefics3Config(vision_config=vision, **shared))
+        return ConvolutionalIdefics3ForConditionalGeneration(
+            ConvolutionalIdefics3Config(vision_config=vision, **shared)
+        )
     vision |= {
         "hidden_size": build.vision.hidden_size,
         "intermediate_size": build.vision.intermediate_size,
@@ -196,6 +198,12 @@ def freeze_vision(model: Any) -> None:
     model.requires_grad_(requires_grad=False)
     for part in (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings()):
         part.requires_grad_(requires_grad=True)
+
+
+def freeze_tower(model: Any) -> None:
+    """Leaves the vision tower as it is; what joins it to the decoder is trained, as it is new where the decoder is."""
+    base = model.model
+    (base.visual if hasattr(base, "visual") else base.vision_model).requires_grad_(requires_grad=False)
 
 
 def open_processor(recipe: ModelRecipe, path: str | Path) -> Any:

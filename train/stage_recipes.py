@@ -127,6 +127,9 @@ class SupervisedRecipe:
     """Type of the arithmetic; weights stay float32 unless only adapters are trained."""
     direct_share: float = 0.0
     """Share of samples shown in direct mode, without reasoning (0 in the paper)."""
+    draw_answers: bool = False
+    """In direct mode, teach an answer drawn from the votes, where there are some, not the one with most of them: the
+    model's label probabilities become the annotators'. A reasoning speaks for one answer, which it keeps."""
     max_samples: int | None = None
     gradient_checkpointing: bool = False
     """Keep only the inputs of the layers and compute the rest again: less memory, about a third more time."""
@@ -298,11 +301,17 @@ class StudentRecipe:
     """Share of annotator votes in the target distribution, the rest is the teacher's; where there are no votes, 0."""
     flip: bool = True
     """Mirror half of the images, left to right."""
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    """What else is done to them; they cannot be mixed, as each has a text of its own."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is; the decoder is trained, and what joins it to the tower."""
     precision: Precision = "fp32"
     save_steps: int = 500
 
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
+        if self.augment.mixup:
+            raise ConfigError(f"student.augment.mixup is {self.augment.mixup!r}; a response belongs to one image")
         if not 0.0 <= self.votes_share <= 1.0:
             raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
 

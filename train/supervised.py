@@ -15,7 +15,7 @@ from emocaliber.runtime.samples import Sample
 
 from .adapters import adapters
 from .arguments import epoch_arguments, teacher_arguments
-from .conversations import choose_modes, supervised_dataset
+from .conversations import choose_modes, supervised_dataset, with_drawn_answers
 from .models import freeze_vision
 from .recipe import Recipe
 from .run import Stage, callbacks, last_checkpoint, save_stage
@@ -55,6 +55,8 @@ def train_supervised(
     random.Random(recipe.seed).shuffle(chosen)  # noqa: S311 - reproducible order, not secrecy
     chosen = chosen[: table.max_samples]
     modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
+    if table.draw_answers:
+        chosen = with_drawn_answers(chosen, modes, recipe.seed)
     dataset = supervised_dataset(chosen, recipe.prompt, modes, with_confidence=name == "verbalize")
     checkpoint = last_checkpoint(folder, resume=resume)
     if table.freeze_vision:

@@ -117,3 +117,19 @@ def test_without_rows_nothing_is_trained(processor: Any, tmp_path: Path) -> None
     with pytest.raises(InputError, match="no trace is left to train the student on"):
         train_student(build_model(processor), processor, [], recipe_of(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_frozen_tower_stays_while_images_are_altered(rows: list[PackedRow], processor: Any, tmp_path: Path) -> None:
+    recipe = recipe_of(freeze_vision=True, augment={"crop": 0.5, "jitter": 0.2})
+    model = build_model(processor, convolutional=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_student(model, processor, rows, recipe, tmp_path)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("model.vision_model.") for name in moved)
+    assert "model.connector.modality_projection.proj.weight" in moved
+    assert "model.text_model.layers.0.mlp.up_proj.weight" in moved
+
+
+def test_images_with_texts_of_their_own_cannot_be_mixed() -> None:
+    with pytest.raises(ConfigError, match=r"student\.augment\.mixup is 0\.5; a response belongs to one image"):
+        recipe_of(augment={"mixup": 0.5})

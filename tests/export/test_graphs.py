@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from tiny_model import build_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emocaliber.evaluate.prompting import decoder_shape
+from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.export.graphs import check_supported, export_graphs
 from emocaliber.runtime.errors import ConfigError, ExportError
 
@@ -43,6 +47,27 @@ def no_past(batch: int) -> list[Any]:
 
 def causal(length: int, past: int = 0) -> Any:
     return np.tril(np.ones((length, past + length), np.bool_), k=past)[None, None]
+
+
+def test_a_convolutional_tower_is_exported_with_its_normalisation_folded(processor: Any, tmp_path: Path) -> None:
+    model = build_model(processor, seed=2, convolutional=True)
+    spec = BundleSpec(name="convolutional", version="1.0", license="MIT", taxonomies=("emotion6-7",))
+    write_bundle(tmp_path / "bundle", model, processor, spec)
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        features = model.model.get_image_features(pixels[:, None]).pooler_output
+    expected = torch.stack(list(features)).numpy()
+    for suffix, tolerance in (("", 1e-4), ("_int8", 0.05)):
+        path = tmp_path / "bundle" / f"vision_encoder{suffix}.onnx"
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert "BatchNormalization" not in operators
+        assert ("DequantizeLinear" in operators) == bool(suffix)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"pixel_values": pixels.numpy()})
+        assert np.abs(found - expected).max() < tolerance * np.abs(expected).max(), path.name
+    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    # A stem, three blocks of two, two shortcuts between widths.
+    assert manifest["provenance"]["quantization"]["graphs"]["vision_encoder"]["quantized"] == 9 + 1
 
 
 def test_inputs_and_outputs_have_the_agreed_names(sessions: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from emocaliber.train.conversations import (
     prompt_of,
     response_of,
     supervised_dataset,
+    with_drawn_answers,
 )
 from emocaliber.train.recipe import Recipe
 
@@ -129,3 +130,15 @@ def test_passes_take_every_item_before_any_again() -> None:
     assert ordered[:5] != ordered[5:10]
     assert ordered == passes("abcde", 14, seed=3)[:12] != passes("abcde", 12, seed=4)
     assert set(passes("ab", 1, seed=0)) < {"a", "b"}
+
+
+def test_answers_drawn_from_the_votes_follow_them_in_direct_mode_alone(sample: Sample) -> None:
+    voted = dataclasses.replace(sample, votes={"joy": 3, "fear": 1})
+    drawn = with_drawn_answers([voted] * 4000, ["direct"] * 4000, seed=1)
+    shares = [sum(each.answer == label for each in drawn) / 4000 for label in ("joy", "fear")]
+    # Three deviations of a share of 0.75 among 4000: 0.021.
+    assert abs(shares[0] - 0.75) < 0.021
+    assert sum(shares) == 1.0
+    assert with_drawn_answers([voted] * 50, ["reason"] * 50, seed=1) == [voted] * 50
+    assert with_drawn_answers([sample] * 50, ["direct"] * 50, seed=1) == [sample] * 50
+    assert with_drawn_answers([voted] * 50, ["direct"] * 50, seed=1) == drawn[:50]

@@ -46,6 +46,27 @@ def test_emotion6_names_the_broken_line(tmp_path, capsys, row, message):
     assert message in capsys.readouterr().err
 
 
+def test_emotion6_gives_sentiment_from_its_valence(tmp_path, capsys):
+    # 1.44 above the middle of the scale is one deviation: Phi(1).
+    rows = "joy/1.jpg\t6.44\t5\t0\t0\t0.4\t0.6\t0\t0\t0\nfear/1.jpg\t3.56\t5\t0\t0\t1\t0\t0\t0\t0\n"
+    (tmp_path / "ground_truth.txt").write_text(EMOTION6_HEADER + rows)
+    picture(tmp_path / "images/joy/1.jpg", 1)
+    picture(tmp_path / "images/fear/1.jpg", 2)
+    both = imported("emotion6", tmp_path, tmp_path / "a", "--taxonomy", "emotion6-7", "--taxonomy", "sentiment-2")
+    assert len(both) == 4
+    bright, dark = both["emotion6/joy/1.jpg#sentiment-2"], both["emotion6/fear/1.jpg#sentiment-2"]
+    assert (bright["taxonomy"], bright["answer"], dark["answer"]) == ("sentiment-2", "positive", "negative")
+    assert bright["votes"] == pytest.approx({"positive": PHI_1, "negative": PHI_MINUS_1}, abs=1e-6)
+    assert dark["votes"] == pytest.approx({"negative": PHI_1, "positive": PHI_MINUS_1}, abs=1e-6)
+    alone = imported("emotion6", tmp_path, tmp_path / "b", "--taxonomy", "sentiment-2")
+    assert {key: value | {"split": None} for key, value in alone.items()} == {
+        key: value | {"split": None} for key, value in both.items() if key.endswith("#sentiment-2")
+    }
+    capsys.readouterr()
+    assert run_import("emotion6", tmp_path, tmp_path / "c", "--taxonomy", "fi-8") == 1
+    assert "this set has no fi-8; it can be written for emotion6-7, sentiment-2" in capsys.readouterr().err
+
+
 def ferplus(folder: Path, rows: list[str], shades: dict[str, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fer2013new.csv").write_bytes((FERPLUS_HEADER + "".join(f"{row}\r\n" for row in rows)).encode())

@@ -70,3 +70,26 @@ def test_sets_that_are_unknown_or_absent_are_named(sets: Path, tmp_path: Path) -
         gather()
     with pytest.raises(InputError, match=r"lacks oasis, ferplus; data.samples must name the folder of the sets"):
         gather("emotion6", "oasis", "ferplus")
+
+
+def test_single_sets_have_options_of_their_own(sets: Path, tmp_path: Path) -> None:
+    own = {"emotion6": {"taxonomies": ["emotion6-7", "sentiment-2"], "splits": {"train": 0.5, "test": 0.5}}}
+    data = tiny_recipe(
+        data={"samples": f"sets:{sets}", "sets": ["emotion6", "bass"], "splits": {"train": 1.0}, "options": own}
+    ).data
+    samples = read_samples(gather_sets(data, sets, tmp_path / "data", seed=0))
+    bass = [sample for sample in samples if sample.id.startswith("bass/")]
+    assert {sample.split for sample in bass} == {"train"}
+    emotion6 = [sample for sample in samples if sample not in bass]
+    assert len(emotion6) == 24
+    places = {
+        name: {s.image: s.split for s in emotion6 if s.taxonomy == name} for name in own["emotion6"]["taxonomies"]
+    }
+    assert places["emotion6-7"] == places["sentiment-2"], "an image was held out of one label set and not of the other"
+    assert set(places["emotion6-7"].values()) == {"train", "test"}
+
+
+def test_options_for_a_set_that_is_not_used_are_refused(sets: Path, tmp_path: Path) -> None:
+    data = tiny_recipe(data={"samples": f"sets:{sets}", "sets": ["bass"], "options": {"oasis": {}}}).data
+    with pytest.raises(ConfigError, match=r"data\.options names oasis, which data\.sets does not: bass"):
+        gather_sets(data, sets, tmp_path / "data", seed=0)

@@ -10,7 +10,7 @@ import torch
 
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.train.stage_recipes import AugmentRecipe
-from emocaliber.train.vision.augmentation import Augmentation
+from emocaliber.train.vision.augmentation import Augmentation, altered
 
 PROCESSOR: Any = SimpleNamespace(rescale_factor=1 / 255, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
 NONE = AugmentRecipe()
@@ -103,3 +103,19 @@ def test_images_are_mixed_within_their_label_set_and_labels_with_them() -> None:
 def test_impossible_strengths_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field} is {value}, expected a number in"):
         AugmentRecipe(**{field: value})
+
+
+def test_images_that_are_normalised_already_are_altered_alike() -> None:
+    images = (ramp(200, 24).float() / 127.5 - 1)[:, None]
+    assert torch.equal(altered(images, NONE, PROCESSOR), images)
+    torch.manual_seed(0)
+    cropped = altered(images, AugmentRecipe(crop=0.5), PROCESSOR)
+    assert cropped.shape == images.shape
+    widths = (cropped[:, 0, 0, 0, -1] - cropped[:, 0, 0, 0, 0]) / (images[0, 0, 0, 0, -1] - images[0, 0, 0, 0, 0])
+    # A crop of half the area is at least 0.5 ** 0.5 * e ** -0.125 of the width.
+    assert 0.60 < float(widths.min()) < 0.70
+    assert 0.9 < float(widths.max()) < 1.01
+    coloured = altered(images, AugmentRecipe(jitter=0.25), PROCESSOR)
+    assert float(coloured.min()) >= -1.0
+    assert float(coloured.max()) <= 1.0
+    assert (coloured != images).flatten(1).any(dim=1).all()

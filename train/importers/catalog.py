@@ -50,7 +50,8 @@ IMPORTERS: dict[str, Importer] = {
         "VEC-CoT, reasoning for VECBench (Wu et al. 2025)", options=_LINES,
     ),
     "emotion6": _set(
-        "emotion6", read_emotion6, "folder with ground_truth.txt", "Emotion6, votes over seven; sentiment-2 is derived from valence (Peng et al. 2015)",
+        "emotion6", read_emotion6, "folder with ground_truth.txt",
+        "Emotion6, votes over seven (Peng et al. 2015); sentiment-2 is derived from its valence",
         "academic research only; image copyright stays with the owners; cite Peng et al. 2015", options=_LINES,
     ),
     "oasis": _set(

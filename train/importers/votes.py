@@ -17,8 +17,8 @@ from .tables import Row, read_table
 _EMOTION6 = {f"[prob. {label}]": label for label in TAXONOMIES["emotion6-7"].labels}
 _EMOTION6_TAXONOMIES = ("emotion6-7", "sentiment-2")
 _EMOTION6_VALENCE_SD = 1.44
-"""Emotion6 publishes no spread of its valence, rated from 1 to 9. OASIS does, from 1 to 7: on average 1.08, that is 1.44
-on nine points."""
+"""Emotion6 publishes no spread of its valence, rated from 1 to 9. OASIS does, from 1 to 7: 1.08 on average, that is
+1.44 on nine points."""
 _FERPLUS = TAXONOMIES["ferplus-8"].labels
 _NO_EXPRESSION = ("unknown", "NF")
 _FERPLUS_FOLDERS = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}

@@ -8,7 +8,7 @@ before it is shown, and `teachers` the small convolutional networks that a recip
 
 from __future__ import annotations
 
-from .augmentation import mirror_half
+from .augmentation import altered, mirror_half
 from .stage import train_vision
 
-__all__ = ["mirror_half", "train_vision"]
+__all__ = ["altered", "mirror_half", "train_vision"]

@@ -30,6 +30,36 @@ def mirror_half(pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.where(mirrored.view(shape).to(pixel_values.device), pixel_values.flip(-1), pixel_values)
 
 
+def altered(pixel_values: torch.Tensor, recipe: AugmentRecipe, image_processor: Any) -> torch.Tensor:
+    """Returns images that are normalised already, cropped, turned and of other colours, as the recipe has it.
+
+    Args:
+        pixel_values: (N, ..., 3, side, side).
+        recipe: What is done; they are neither mirrored nor mixed.
+        image_processor: Whose normalisation they have.
+    """
+    images = pixel_values.reshape(-1, *pixel_values.shape[-3:])
+    count = len(images)
+    if recipe.crop < 1 or recipe.rotate > 0:
+        images = _crops(
+            images, torch.full((count,), recipe.crop), torch.full((count,), recipe.rotate), images.shape[-1]
+        )
+    if recipe.jitter > 0:
+        scale, mean, std = _normalisation(image_processor, images.device)
+        bytes_ = _jittered((images * std + mean) / scale, torch.full((count,), recipe.jitter))
+        images = (bytes_ * scale - mean) / std
+    return images.view_as(pixel_values)
+
+
+def _normalisation(image_processor: Any, device: torch.device) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Returns by what bytes are multiplied, and the mean and deviation (3, 1, 1) of the channels then."""
+    mean, std = (
+        torch.tensor(values, device=device).view(-1, 1, 1)
+        for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return float(image_processor.rescale_factor), mean, std
+
+
 class Augmentation:
     """From bytes in memory to what a network sees, in the way that the recipe has for each label set."""
 
@@ -46,10 +76,7 @@ class Augmentation:
             torch.tensor([getattr(recipe, name) for recipe in recipes])
             for name in ("crop", "rotate", "jitter", "mixup")
         )
-        self._factor = float(image_processor.rescale_factor)
-        self._mean, self._std = (
-            torch.tensor(values).view(-1, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
-        )
+        self._factor, self._mean, self._std = _normalisation(image_processor, torch.device("cpu"))
 
     @property
     def _cropping(self) -> bool:
