@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
+from emocaliber.train.choosing import choose_samples
 from emocaliber.train.model_recipe import BuildRecipe
 from emocaliber.train.models import build_model, open_processor
 from emocaliber.train.recipe import Recipe
@@ -132,5 +132,4 @@ def _chosen(recipe: Recipe, workspace: Workspace) -> list[Sample]:
     """Returns the training samples that are traced: the same ones whenever it is asked."""
     table: CollectRecipe = recipe.stage("collect")
     samples = load_samples(recipe, workspace, "train")
-    random.Random(recipe.seed + 3).shuffle(samples)  # noqa: S311 - reproducible choice, not secrecy
-    return samples[: table.images]
+    return choose_samples(samples, table.images, recipe.data.balance, recipe.seed + 3)

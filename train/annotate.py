@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from emocaliber.runtime.errors import InputError, ResponseError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, Mode, parse_response
 from emocaliber.runtime.samples import Sample
 
+from .choosing import choose_samples
 from .recipe import Recipe
 from .respond import shared_responses
 from .stage_recipes import AnnotateRecipe
@@ -75,10 +75,8 @@ def annotate_from_votes(samples: Sequence[Sample], recipe: Recipe) -> list[Sampl
 
 def _chosen(samples: Sequence[Sample], recipe: Recipe) -> list[Sample]:
     """Returns the samples that are annotated, in an order the seed fixes."""
-    chosen = list(samples)
-    random.Random(recipe.seed + 1).shuffle(chosen)  # noqa: S311 - reproducible choice, not secrecy
     table: AnnotateRecipe = recipe.stage("annotate")
-    return chosen[: table.images]
+    return choose_samples(samples, table.images, recipe.data.balance, recipe.seed + 1)
 
 
 def _with_confidence(sample: Sample, confidence: float) -> Sample:

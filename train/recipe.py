@@ -60,12 +60,18 @@ class DataRecipe:
     """Of ``sets:FOLDER``, what is asked of single sets, by their names."""
     annotations: tuple[str, ...] = ()
     """Of ``sets:FOLDER``, which of a set's own notes about an image its reasoning may tell, besides measured cues."""
+    balance: float = 1.0
+    """Where a stage takes only some of the samples: of a taxonomy with n in proportion to ``n ** balance``."""
     calibration: int = 0
     """For scenes: how many more are made for the calibration split."""
     test: int = 0
     """For scenes: how many more are made for the test split."""
     image_size: int = 96
     """For scenes: side in pixels."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.balance <= 1.0:
+            raise ConfigError(f"balance is {self.balance!r}, expected a number in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

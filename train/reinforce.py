@@ -22,7 +22,9 @@ from emocaliber.runtime.samples import Sample
 
 from .adapters import adapters
 from .arguments import common_arguments, cut_batch, teacher_arguments
-from .conversations import choose_modes, passes, prompt_dataset
+from .choosing import prompt_samples
+from .conversations import choose_modes, prompt_dataset
+from .models import freeze_vision
 from .recipe import Recipe
 from .rewards import make_reward
 from .run import Stage, callbacks, last_checkpoint, save_stage
@@ -62,7 +64,7 @@ def train_reinforce(
     table: ReinforceRecipe = recipe.stage("calibrate")
     started = time.perf_counter()
     # As many as the whole run draws, so that it ends within one pass of TRL's sampler, which restarts each pass alike.
-    chosen = passes(samples, _prompts(table), recipe.seed + 2)
+    chosen = prompt_samples(samples, _prompts(table), recipe.data.balance, recipe.seed + 2)
     modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
     checkpoint = last_checkpoint(folder, resume=resume)
     trainer = _Reinforcer(
@@ -74,6 +76,8 @@ def train_reinforce(
         callbacks=[*callbacks("calibrate", folder, recipe), CollapseAlarm(table.alarm)],
         peft_config=adapters(recipe.lora),
     )
+    if table.freeze_vision:
+        freeze_vision(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(

@@ -221,6 +221,8 @@ class ReinforceRecipe:
     max_new_tokens: int = 2048
     direct_share: float = 0.0
     precision: Precision = "fp32"
+    freeze_vision: bool = False
+    """As `SupervisedRecipe.freeze_vision`."""
     gradient_checkpointing: bool = False
     fused_kernels: bool = False
     rollout_engine: Literal["auto", "transformers", "vllm"] = "auto"

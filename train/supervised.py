@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from emocaliber.runtime.samples import Sample
 
 from .adapters import adapters
 from .arguments import epoch_arguments, teacher_arguments
+from .choosing import choose_samples
 from .conversations import choose_modes, supervised_dataset, with_drawn_answers
 from .models import freeze_vision
 from .recipe import Recipe
@@ -51,9 +51,7 @@ def train_supervised(
     """
     table: SupervisedRecipe = recipe.stage(name)
     started = time.perf_counter()
-    chosen = list(samples)
-    random.Random(recipe.seed).shuffle(chosen)  # noqa: S311 - reproducible order, not secrecy
-    chosen = chosen[: table.max_samples]
+    chosen = choose_samples(samples, table.max_samples, recipe.data.balance, recipe.seed)
     modes = choose_modes(len(chosen), table.direct_share, recipe.seed)
     if table.draw_answers:
         chosen = with_drawn_answers(chosen, modes, recipe.seed)

@@ -39,6 +39,7 @@ from emocaliber.runtime.tree import LabelTree, build_tree
 
 from .adapters import adapters
 from .arguments import common_arguments, cut_batch, teacher_arguments
+from .choosing import prompt_samples
 from .conversations import choose_modes, passes, prompt_of
 from .launch import processes
 from .recipe import Recipe
@@ -186,7 +187,7 @@ def train_tokenized_brier(
     checkpoint = last_checkpoint(folder, resume=resume)
     tree = confidence_tree(processor.tokenizer)
     needed = table.steps * table.prompts_per_step
-    chosen = passes(samples, min(needed, len(samples)), recipe.seed + 2)
+    chosen = prompt_samples(samples, min(needed, len(samples)), recipe.data.balance, recipe.seed + 2)
     responses = open_responses(model, processor, chosen, recipe, folder)
     if not responses:
         raise InputError(
