@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emocaliber.evaluate.intervals import bootstrap_mean
-from emocaliber.evaluate.metrics import brier_losses
+from emocaliber.evaluate.metrics import kl_divergence
 from emocaliber.evaluate.records import StageResult
+from emocaliber.evaluate.row_figures import row_intervals
+from emocaliber.evaluate.rows import Row, vote_share
 from emocaliber.evaluate.summary import Correctness, expected_correctness, summarise
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.runtime import EmotionModel
@@ -22,6 +24,12 @@ from emocaliber.runtime.samples import Sample
 
 Floats = NDArray[np.float64]
 BATCH = 100
+
+_BOUNDED = (
+    "accuracy", "kl", "ece", "ece_votes", "brier", "brier_votes", "auroc", "set_coverage", "set_coverage_votes",
+    "verbalized_ece", "verbalized_brier", "verbalized_auroc",
+)  # fmt: skip
+"""Metrics that are given an interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,7 +114,7 @@ def stage_result(
     sets: NDArray[np.bool_] | None = None,
     wall_s: float | None = None,
 ) -> StageResult:
-    """Returns the figures of one stage with bootstrap intervals of its Brier scores, ready for ``metrics.json``.
+    """Returns the figures of one stage with bootstrap intervals, ready for ``metrics.json``.
 
     Figures are taken against the labels. Where the true posterior is known, ``ece_posterior``, ``brier_posterior``
     (their verbalised twins too) and ``set_coverage_posterior`` are taken against it: of labels drawn from it the same
@@ -136,10 +144,43 @@ def stage_result(
             figures = summarise(probabilities, labels, **given, correctness=against)
             kept = [key for key in figures if key.endswith(("ece", "brier", "set_coverage"))]
             metrics |= {f"{key}_{against}": figures[key] for key in kept}
-    intervals = {"brier": bootstrap_mean(brier_losses(confidence, correct)).bounds}
-    if verbalized is not None:
-        intervals["verbalized_brier"] = bootstrap_mean(brier_losses(verbalized, correct)).bounds
+    intervals = _intervals(probabilities, labels, posterior if posterior is not None else votes, votes, metrics, given)
     metrics["seconds"] = wall_s
     return StageResult(
         name=name, title=title, mode=mode, metrics=metrics, intervals=intervals, confidence=confidence, correct=correct
     )
+
+
+def _intervals(
+    probabilities: Floats,
+    labels: NDArray[np.int64],
+    known: Floats | None,
+    votes: Floats | None,
+    metrics: Mapping[str, float | None],
+    given: Mapping[str, Any],
+) -> dict[str, tuple[float, float]]:
+    """Returns 95 % bootstrap intervals of the metrics that have one, as `evaluate` makes them."""
+    names = tuple(str(k) for k in range(probabilities.shape[1]))
+    sets, stated = given["sets"], given["verbalized"]
+    rows = []
+    for i, p in enumerate(probabilities):
+        chosen = None if sets is None else [name for name, inside in zip(names, sets[i], strict=True) if inside]
+        voted = None if votes is None else tuple(votes[i])
+        rows.append(
+            Row(
+                task="",
+                labels=names,
+                right=names[labels[i]],
+                answer=names[int(p.argmax())],
+                confidence=float(p.max()),
+                verbalized=None if stated is None else float(stated[i]),
+                distances=None if known is None else {"kl": kl_divergence([known[i]], [p])},
+                votes=voted,
+                covered=None if chosen is None else float(names[labels[i]] in chosen),
+                covered_votes=None if chosen is None else vote_share(voted, names, chosen),
+            )
+        )
+    spelt = {"accuracy": "acc"}
+    found = row_intervals(rows, {spelt.get(name, name): metrics[name] for name in _BOUNDED if name in metrics})
+    bounds = {name: found.get(spelt.get(name, name)) for name in _BOUNDED}
+    return {name: (pair[0], pair[1]) for name, pair in bounds.items() if pair is not None}

@@ -322,13 +322,19 @@ def _record_in_card(bundle: Path, metrics: dict[str, Any]) -> None:
         "set_coverage_votes", "n",
     )  # fmt: skip
     rows = {
-        name: {key: stage.get(key) for key in keys}
+        name: {key: _bounded(stage, key) for key in keys}
         for name, stage in metrics["stages"].items()
         if name.startswith("student")
     }
     with Bundle.open(bundle, verify=False) as opened:
         calibrators = opened.calibrators
     replace_calibration(bundle, calibrators, metrics=rows)
+
+
+def _bounded(stage: dict[str, Any], key: str) -> Any:
+    """Returns a figure, as [estimate, low, high] where it has an interval."""
+    interval = stage["intervals"].get(key)
+    return stage.get(key) if interval is None else [stage[key], *interval]
 
 
 def _say(message: str) -> None:

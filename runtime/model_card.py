@@ -28,7 +28,8 @@ def model_card(manifest: Manifest, calibrators: Sequence[Calibrator], parity: Ma
     """Returns the card as Markdown.
 
     From the manifest's provenance it takes ``summary`` (text), ``training_data`` (text or list of texts), ``metrics``
-    (``{row: {measure: number or null}}``) and ``limits`` (list of texts); what is not recorded is said not to be.
+    (``{row: {measure: number or null}}``, where ``[estimate, low, high]`` may stand for a number) and ``limits`` (list
+    of texts); what is not recorded is said not to be.
 
     Args:
         manifest: The bundle's manifest.
@@ -71,7 +72,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _number(value: object) -> str:
     if value is None:
         return "undefined"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, (list, tuple)):
+        estimate, low, high = map(_number, value)
+        return f"{estimate} ({low} to {high})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _metrics(entry: object) -> str:

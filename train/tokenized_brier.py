@@ -42,6 +42,7 @@ from .arguments import common_arguments, cut_batch, teacher_arguments
 from .choosing import prompt_samples
 from .conversations import choose_modes, passes, prompt_of
 from .launch import processes
+from .models import freeze_vision
 from .recipe import Recipe
 from .respond import shared_responses
 from .run import Stage, callbacks, last_checkpoint, save_stage
@@ -205,6 +206,8 @@ def train_tokenized_brier(
         train_dataset=_Responses(passes(responses, needed, recipe.seed + 3)),
         callbacks=[*callbacks("calibrate", folder, recipe), CollapseAlarm(table.alarm)],
     )
+    if table.freeze_vision:
+        freeze_vision(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(

@@ -104,7 +104,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert result.metrics["seconds"] is None
     assert not [key for key in result.metrics if key.startswith(("verbalized", "set_"))]
     assert not [key for key in result.metrics if key.endswith(("_posterior", "_votes"))]
-    assert set(result.intervals) == {"brier"}
+    assert set(result.intervals) == {"accuracy", "ece", "brier", "auroc"}
 
 
 def test_a_teachers_distribution_is_the_mean_over_its_reasonings(monkeypatch: pytest.MonkeyPatch) -> None:

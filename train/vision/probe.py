@@ -43,8 +43,7 @@ class Probe(nn.Module):
     ) -> None:
         """Takes the tower and the connector of ``model``, an Idefics3 model, and what they learn from."""
         super().__init__()
-        # The layout in which convolutions are quickest on a CPU; a transformer has none.
-        self.tower = model.model.vision_model.to(memory_format=torch.channels_last)
+        self.tower = model.model.vision_model
         self.connector = model.model.connector
         self.head = nn.Linear(model.config.text_config.hidden_size, blocks.total + words)
         width = model.config.vision_config.hidden_size
