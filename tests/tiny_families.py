@@ -1,4 +1,4 @@
-"""Tiny random models of the Qwen-VL families, with the tokenizer of a model built from scratch or one without the tags."""
+"""Tiny random models of the Qwen-VL families; their tokenizer knows the tags, or does not, as Qwen's own."""
 
 from __future__ import annotations
 
