@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emocaliber.evaluate.bundle_fitting import calibrate_bundle
-from emocaliber.evaluate.transformers_loading import load_model, load_processor
+from emocaliber.evaluate.transformers_loading import QWEN_FAMILIES, load_model, load_processor, model_type
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
-from emocaliber.runtime.errors import ArtifactError
+from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
+from emocaliber.train.launch import processes
 from emocaliber.train.model_recipe import BuildRecipe
-from emocaliber.train.models import build_model, open_processor
+from emocaliber.train.models import build_model, open_processor, pretrained_student
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, finished, read_stage
 from emocaliber.train.stage_recipes import CollectRecipe, StudentRecipe
@@ -30,17 +31,22 @@ from .rows import student_rows
 from .student import train_student
 
 
-def open_model(recipe: Recipe, path: str | Path) -> TransformersModel:
-    """Returns the model at ``path``, ready to be scored.
+def open_model(recipe: Recipe, path: str | Path, *, student: bool = False) -> TransformersModel:
+    """Returns the model at ``path``, ready to be scored, on the GPU where there is one.
+
+    Args:
+        recipe: The run.
+        path: Where the model is.
+        student: Whether it is the student, which has a processor and a prompt of its own.
 
     Raises:
         ArtifactError: If there is none.
         ExportError: If the runtime cannot score its family.
     """
     return TransformersModel(
-        load_model(path),
-        open_processor(recipe.teacher, path),
-        recipe.prompt,
+        load_model(path).to(processes().device),
+        load_processor(path) if student else open_processor(recipe.teacher, path),
+        recipe.student_prompt if student else recipe.prompt,
         longest_response(recipe),
     )
 
@@ -67,14 +73,14 @@ def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
         sys.stderr.write(f"{skipped} of {len(traces)} traces do not follow the grammar and are left out\n")
     teacher = model_after(recipe, workspace, "calibrate")
     if table.model.build is not None:
+        _check_family(table.model.build, teacher)
         processor = load_processor(teacher)
         model = build_model(table.model.build, processor, recipe.seed)
         if recipe.teacher.build is not None and _same_sight(recipe.teacher.build, table.model.build):
             # The student starts from what the teacher sees; only its decoder is new.
             model.model.vision_model.load_state_dict(load_model(teacher).model.vision_model.state_dict())
     else:
-        assert table.model.path is not None
-        model, processor = load_model(table.model.path), load_processor(table.model.path)
+        model, processor = pretrained_student(table.model)
     return train_student(model, processor, rows, recipe, folder, resume=resume)
 
 
@@ -90,7 +96,7 @@ def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
     spec = spec_from_table(
         table,
         taxonomies=recipe.taxonomies,
-        template=recipe.prompt,
+        template=recipe.student_prompt,
         provenance={"recipe": to_mapping(recipe)},
         max_new_tokens=longest_response(recipe),
     )
@@ -126,6 +132,16 @@ def _same_sight(teacher: BuildRecipe, student: BuildRecipe) -> bool:
         student.image_size,
         student.patch_size,
     )
+
+
+def _check_family(student: BuildRecipe, teacher: str | Path) -> None:
+    """Refuses to build a student whose family cannot read the teacher's tokens and images."""
+    found = model_type(teacher)
+    if (found in QWEN_FAMILIES) != (student.family in QWEN_FAMILIES):
+        raise ConfigError(
+            f"student.model.build is of family {student.family}, and would read images and text with the processor of "
+            f"its teacher, which is a {found} model; give student.model.path, whose model brings its own"
+        )
 
 
 def _chosen(recipe: Recipe, workspace: Workspace) -> list[Sample]:

@@ -12,14 +12,15 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from emocaliber.runtime.errors import InputError
+from emocaliber.evaluate.transformers_loading import QwenImageProcessor
+from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.train.arguments import epoch_arguments
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, callbacks, last_checkpoint, save_stage
 from emocaliber.train.stage_recipes import StudentRecipe
 from emocaliber.train.vision import mirror_half
 
-from .packing import PackedRow, PackingCollator, packed_losses
+from .packing import IGNORED, PackedRow, PackingCollator, packed_losses
 
 
 class _Rows(Dataset[PackedRow]):
@@ -43,10 +44,14 @@ class _StudentTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Returns the loss of one packed batch."""
+        """Returns the loss of one packed batch, or of a part of one: a mean over all its rows, however it is cut."""
         if self._table.flip:
             inputs = {**inputs, "pixel_values": mirror_half(inputs["pixel_values"])}
         sequence, distribution, _ = packed_losses(model, inputs)
+        if num_items_in_batch is not None:
+            own = (inputs["labels"] != IGNORED).sum()
+            sequence = sequence * own * self.accelerator.num_processes / num_items_in_batch
+            distribution = distribution / self.current_gradient_accumulation_steps
         return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
 
 
@@ -65,24 +70,31 @@ def train_student(
 
     Raises:
         InputError: If there are no rows.
-        ConfigError: If an unfinished run is in the way.
+        ConfigError: If an unfinished run is in the way, or images are to be altered that have no one size.
     """
     table: StudentRecipe = recipe.stage("student")
     if not rows:
         raise InputError("no trace is left to train the student on: none of them parsed")
+    if table.flip and isinstance(processor, QwenImageProcessor):
+        raise ConfigError("student.flip mirrors images of one size; set student.flip = false for a Qwen-VL student")
     started = time.perf_counter()
-    collator = PackingCollator(processor, recipe.prompt)
+    collator = PackingCollator(processor, recipe.student_prompt)
     checkpoint = last_checkpoint(folder, resume=resume)
     trainer = _StudentTrainer(
         table,
         collator,
         model=model.train(),
         args=TrainingArguments(
-            **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
+            **epoch_arguments(table, recipe, folder),
+            bf16=table.precision == "bf16",
+            activation_checkpointing=table.gradient_checkpointing,
+            remove_unused_columns=False,
         ),
         train_dataset=_Rows(rows),
         callbacks=callbacks("student", folder, recipe),
     )
+    # Else a batch's number of learnt tokens is not told, and the loss would be a mean of its pieces' means.
+    trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(

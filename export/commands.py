@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,16 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
     fields |= {key: value for key, value in given.items() if value is not None}
     if "license" not in fields:
         raise ConfigError("no licence for the weights: give --license SPDX, or a recipe with bundle.license")
+    prompt = from_mapping(PromptTemplate, recipe.get("prompt", {}), f"recipe {arguments.recipe}, prompt")
+    if "student" in recipe:
+        own = recipe["student"].get("prompt")
+        prompt = (
+            replace(prompt, image_first=False) if own is None else from_mapping(PromptTemplate, own, "student.prompt")
+        )
     return spec_from_table(
         from_mapping(BundleRecipe, fields, f"recipe {arguments.recipe}, bundle"),
-        taxonomies=tuple(dict.fromkeys(arguments.taxonomy or [recipe.get("taxonomy", DEFAULT_TAXONOMY)])),
-        template=from_mapping(PromptTemplate, recipe.get("prompt", {}), f"recipe {arguments.recipe}, prompt"),
+        taxonomies=tuple(dict.fromkeys(arguments.taxonomy or recipe.get("taxonomies", [DEFAULT_TAXONOMY]))),
+        template=prompt,
         provenance=_read(arguments.provenance, json.loads, "provenance") if arguments.provenance else {},
     )
 
