@@ -231,7 +231,8 @@ def packed_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.
     at = batch["node_parents"][..., None]
     predicted = model.lm_head(hidden.gather(1, at.expand(-1, -1, hidden.shape[-1]))).float()
     nodes = torch.log_softmax(predicted, dim=-1).gather(2, batch["node_tokens"][..., None])
-    scores = (batch["paths"] @ nodes)[..., 0].masked_fill(~batch["candidates"], -torch.inf)
+    # No matrix product, which mixed precision would round.
+    scores = (batch["paths"] * nodes[:, None, :, 0]).sum(dim=-1).masked_fill(~batch["candidates"], -torch.inf)
     log_predicted = torch.log_softmax(scores, dim=-1).masked_fill(~batch["candidates"], 0.0)
     distribution_loss = torch.nn.functional.kl_div(log_predicted, batch["target"], reduction="batchmean")
     return sequence_loss, distribution_loss, scores

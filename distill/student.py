@@ -44,10 +44,12 @@ class _StudentTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Returns the loss of one packed batch, or of a part of one: a mean over all its rows, however it is cut."""
+        """Returns the loss of one packed batch, or of a piece of one that counts by its share of the learnt tokens."""
         if self._table.flip:
             inputs = {**inputs, "pixel_values": mirror_half(inputs["pixel_values"])}
-        sequence, distribution, _ = packed_losses(model, inputs)
+        # Prepared for mixed precision is the whole model's forward pass, and only its parts are called here.
+        with self.accelerator.autocast():
+            sequence, distribution, _ = packed_losses(model, inputs)
         if num_items_in_batch is not None:
             own = (inputs["labels"] != IGNORED).sum()
             sequence = sequence * own * self.accelerator.num_processes / num_items_in_batch

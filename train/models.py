@@ -195,7 +195,7 @@ def initial(
 
 
 def pretrained_student(recipe: ModelRecipe) -> tuple[Any, Any]:
-    """Returns the model and processor at a recipe's path as a student: one that knows the tags, and an image as one tile.
+    """Returns a recipe's model and processor as a student's: every tag is a token, and an image is one tile.
 
     Raises:
         ArtifactError: If there is none.

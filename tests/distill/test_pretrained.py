@@ -138,7 +138,7 @@ def test_a_student_built_for_another_family_is_refused(scenes: list[Sample], tmp
     )
     workspace = Workspace(tmp_path / "run")
     run_collect(recipe, workspace)
-    with pytest.raises(ConfigError, match="is of family idefics3, and would read .* its teacher, which is a qwen2_vl"):
+    with pytest.raises(ConfigError, match=r"is of family idefics3, and would read .* its teacher, which is a qwen2_vl"):
         run_student(recipe, workspace)
 
 

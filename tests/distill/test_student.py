@@ -103,6 +103,16 @@ def test_a_batch_may_be_cut_in_pieces(rows: list[PackedRow], processor: Any, tmp
     assert torch.allclose(weights[0], weights[1], atol=1e-4)
 
 
+def test_precision_is_that_of_the_arithmetic(rows: list[PackedRow], processor: Any, tmp_path: Path) -> None:
+    types: dict[str, set[torch.dtype]] = {}
+    for precision in ("fp32", "bf16"):
+        model, seen = build_model(processor), types.setdefault(precision, set())
+        model.lm_head.register_forward_hook(lambda _module, _inputs, logits, seen=seen: seen.add(logits.dtype))
+        train_student(model, processor, rows[:2], recipe_of(epochs=1, precision=precision), tmp_path / precision)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert types == {"fp32": {torch.float32}, "bf16": {torch.bfloat16}}
+
+
 def test_images_of_all_sizes_are_not_mirrored(rows: list[PackedRow], tmp_path: Path) -> None:
     model, processor = tiny_family("qwen3_vl")
     with pytest.raises(ConfigError, match=r"set student.flip = false for a Qwen-VL student"):
