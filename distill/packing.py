@@ -3,7 +3,8 @@
 A row is ``prompt · image · reasoning · answer · confidence``, padded, followed by the tree of its own candidates. The
 tree's nodes attend to the tokens before the answer and to their own ancestors only, so that one pass yields both the
 cross-entropy of the response and the log-likelihood of *every* candidate label: the training-time twin of the runtime's
-scoring. Rows of different label sets may stand in one batch.
+scoring. Rows of different label sets may stand in one batch, and for the Qwen-VL families images of different sizes,
+whose tokens have positions in three coordinates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from emocaliber.evaluate.qwen_inputs import QwenImage, prompt_ids, read_image, rotary_positions, with_image
 from emocaliber.evaluate.responders import conversation
+from emocaliber.evaluate.transformers_loading import QwenImageProcessor
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN, Mode
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.prompts import PromptTemplate
@@ -54,6 +57,8 @@ class _Sequence:
 
     ids: list[int]
     """Prompt, reasoning, answer, confidence, end."""
+    positions: NDArray[np.int64]
+    """(C, S) of `ids`, in one coordinate or three."""
     learnt: NDArray[np.bool_]
     """Which of them the student learns to write."""
     context: int
@@ -77,19 +82,34 @@ class PackingCollator:
         (B, 1, 3, T, T) float32; of the trees' nodes ``node_parents`` (B, N) int64, the position whose logits predict
         them, and ``node_tokens`` (B, N) int64; ``paths`` (B, K, N) float32, 1 where a node is part of a label;
         ``candidates`` (B, K) bool, False where a row has fewer labels; ``target`` (B, K) float32.
+
+        For the Qwen-VL families ``position_ids`` is (3, B, L), ``pixel_values`` (patches of all images, values) and
+        ``image_grid_thw`` (B, 3) int64.
         """
-        sequences = [self._sequence(row) for row in rows]
+        qwen = isinstance(self.processor, QwenImageProcessor)
+        images = [read_image(self.processor, row.image) if qwen else None for row in rows]
+        sequences = [self._sequence(row, image) for row, image in zip(rows, images, strict=True)]
         arrays = {
             **_packed(sequences, self.processor.tokenizer.pad_token_id),
             **_nodes(sequences, [row.target for row in rows]),
         }
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch["pixel_values"] = self._pixels(rows)
+        sized = [image for image in images if image is not None]
+        if sized:
+            batch["pixel_values"] = torch.cat([image.patches for image in sized])
+            batch["image_grid_thw"] = torch.tensor([image.grid for image in sized])
+        else:
+            batch["pixel_values"] = self._pixels(rows)
         return batch
 
-    def _sequence(self, row: PackedRow) -> _Sequence:
+    def _sequence(self, row: PackedRow, image: QwenImage | None) -> _Sequence:
         encode, end = self.processor.tokenizer.encode, self.processor.tokenizer.eos_token
         tree, prompt = self._tree(row.labels), self._prompt(row.labels, row.mode)
+        positions = np.arange(len(prompt), dtype=np.int64)[None]
+        if image is not None:
+            token = self.processor.image_token_id
+            prompt = with_image(prompt, token, image)
+            positions = rotary_positions(prompt, token, image)
         context = prompt + encode(row.reasoning, add_special_tokens=False)
         ids = context + encode(row.response + end, add_special_tokens=False)
         learnt = np.arange(len(ids)) >= len(prompt)
@@ -97,7 +117,9 @@ class PackingCollator:
         path = tree.paths[row.labels.index(row.answer)]
         label_start = len(context) + len(tree.common)
         learnt[label_start : label_start + len(path)] = False
-        return _Sequence(ids=ids, learnt=learnt, context=len(context), tree=tree)
+        after = positions[:, -1:] + 1 + np.arange(len(ids) - len(prompt), dtype=np.int64)
+        positions = np.concatenate([positions, after], axis=1)
+        return _Sequence(ids=ids, positions=positions, learnt=learnt, context=len(context), tree=tree)
 
     def _tree(self, labels: Labels) -> LabelTree:
         if labels not in self._trees:
@@ -108,6 +130,8 @@ class PackingCollator:
         return self._trees[labels]
 
     def _prompt(self, labels: Labels, mode: Mode) -> list[int]:
+        if (labels, mode) not in self._prompts and isinstance(self.processor, QwenImageProcessor):
+            self._prompts[labels, mode] = prompt_ids(self.processor, self.template, labels, mode)
         if (labels, mode) not in self._prompts:
             turns = conversation(
                 self.template.instruction(labels, mode),
@@ -132,7 +156,7 @@ def _packed(sequences: Sequence[_Sequence], pad: int) -> dict[str, NDArray[Any]]
     length = start + max(len(sequence.tree.common) + len(sequence.tree) for sequence in sequences)
     ids = np.full((count, length), pad, np.int64)
     labels = np.full((count, length), IGNORED, np.int64)
-    positions = np.zeros((count, length), np.int64)
+    positions = np.zeros((len(sequences[0].positions), count, length), np.int64)
     mask = np.broadcast_to(np.eye(length, dtype=np.bool_), (count, length, length)).copy()
     causal = np.tril(np.ones((length, length), np.bool_))
     for i, sequence in enumerate(sequences):
@@ -142,15 +166,21 @@ def _packed(sequences: Sequence[_Sequence], pad: int) -> dict[str, NDArray[Any]]
         end = nodes + len(tree)
         ids[i, :used] = sequence.ids
         labels[i, :used] = np.where(sequence.learnt, ids[i, :used], IGNORED)
-        positions[i, :used] = np.arange(used)
+        positions[:, i, :used] = sequence.positions
         mask[i, :used, :used] = causal[:used, :used]
         ids[i, start:nodes], ids[i, nodes:end] = tree.common, tree.tokens
-        positions[i, start:nodes] = context + np.arange(common)
-        positions[i, nodes:end] = context + common + tree.depths
+        behind = sequence.positions[:, context - 1, None] + 1
+        positions[:, i, start:nodes] = behind + np.arange(common)
+        positions[:, i, nodes:end] = behind + common + tree.depths
         mask[i, start:end, :context] = True
         mask[i, start:end, start:nodes] = causal[: end - start, :common]
         mask[i, nodes:end, nodes:end] = tree.mask()
-    return {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask[:, None]}
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "position_ids": positions if len(positions) > 1 else positions[0],
+        "attention_mask": mask[:, None],
+    }
 
 
 def _nodes(sequences: Sequence[_Sequence], targets: Sequence[Sequence[float]]) -> dict[str, NDArray[Any]]:
@@ -183,14 +213,16 @@ def packed_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.
     log-likelihoods, -inf where a row has fewer labels.
 
     Args:
-        model: Idefics3/SmolVLM model.
+        model: Idefics3/SmolVLM model, or one of the Qwen-VL families.
         batch: What `PackingCollator` returns.
     """
+    sizes = {name: batch[name] for name in ("image_grid_thw",) if name in batch}
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         pixel_values=batch["pixel_values"],
+        **sizes,
         use_cache=False,
     ).last_hidden_state
     wanted = batch["labels"][:, 1:] != IGNORED
@@ -199,7 +231,8 @@ def packed_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.
     at = batch["node_parents"][..., None]
     predicted = model.lm_head(hidden.gather(1, at.expand(-1, -1, hidden.shape[-1]))).float()
     nodes = torch.log_softmax(predicted, dim=-1).gather(2, batch["node_tokens"][..., None])
-    scores = (batch["paths"] @ nodes)[..., 0].masked_fill(~batch["candidates"], -torch.inf)
+    # No matrix product, which mixed precision would round.
+    scores = (batch["paths"] * nodes[:, None, :, 0]).sum(dim=-1).masked_fill(~batch["candidates"], -torch.inf)
     log_predicted = torch.log_softmax(scores, dim=-1).masked_fill(~batch["candidates"], 0.0)
     distribution_loss = torch.nn.functional.kl_div(log_predicted, batch["target"], reduction="batchmean")
     return sequence_loss, distribution_loss, scores

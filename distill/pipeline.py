@@ -99,7 +99,7 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     _say("measuring on held-out images")
     measured = _Measured()
     for name in ("reason", "verbalize", "calibrate", "student"):
-        model = open_model(recipe, workspace.stage(name))
+        model = open_model(recipe, workspace.stage(name), student=name == "student")
         for part in held_out:
             _measure_model(name, model, part, wall, measured)
     with EmotionModel.load(workspace.bundle) as bundle:

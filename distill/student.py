@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from emocaliber.runtime.errors import InputError
+from emocaliber.evaluate.transformers_loading import QwenImageProcessor
+from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.train.arguments import epoch_arguments
 from emocaliber.train.models import freeze_tower
 from emocaliber.train.recipe import Recipe
@@ -20,7 +21,7 @@ from emocaliber.train.run import Stage, callbacks, last_checkpoint, save_stage
 from emocaliber.train.stage_recipes import AugmentRecipe, StudentRecipe
 from emocaliber.train.vision import altered, mirror_half
 
-from .packing import PackedRow, PackingCollator, packed_losses
+from .packing import IGNORED, PackedRow, PackingCollator, packed_losses
 
 
 class _Rows(Dataset[PackedRow]):
@@ -45,14 +46,20 @@ class _StudentTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Returns the loss of one packed batch."""
+        """Returns the loss of one packed batch, or of a piece of one that counts by its share of the learnt tokens."""
         pixels = inputs["pixel_values"]
         if self._table.augment != AugmentRecipe():
             pixels = altered(pixels, self._table.augment, self._images)
         if self._table.flip:
             pixels = mirror_half(pixels)
         inputs = {**inputs, "pixel_values": pixels}
-        sequence, distribution, _ = packed_losses(model, inputs)
+        # Prepared for mixed precision is the whole model's forward pass, and only its parts are called here.
+        with self.accelerator.autocast():
+            sequence, distribution, _ = packed_losses(model, inputs)
+        if num_items_in_batch is not None:
+            own = (inputs["labels"] != IGNORED).sum()
+            sequence = sequence * own * self.accelerator.num_processes / num_items_in_batch
+            distribution = distribution / self.current_gradient_accumulation_steps
         return self._table.sequence_weight * sequence + self._table.distribution_weight * distribution
 
 
@@ -71,13 +78,18 @@ def train_student(
 
     Raises:
         InputError: If there are no rows.
-        ConfigError: If an unfinished run is in the way.
+        ConfigError: If an unfinished run is in the way, or images are to be altered that have no one size.
     """
     table: StudentRecipe = recipe.stage("student")
     if not rows:
         raise InputError("no trace is left to train the student on: none of them parsed")
+    if (table.flip or table.augment != AugmentRecipe()) and isinstance(processor, QwenImageProcessor):
+        raise ConfigError(
+            "student.flip and student.augment change images of one size; leave augment out and set flip = false for a "
+            "Qwen-VL student"
+        )
     started = time.perf_counter()
-    collator = PackingCollator(processor, recipe.prompt)
+    collator = PackingCollator(processor, recipe.student_prompt)
     checkpoint = last_checkpoint(folder, resume=resume)
     if table.freeze_vision:
         freeze_tower(model)
@@ -86,11 +98,16 @@ def train_student(
         collator,
         model=model.train(),
         args=TrainingArguments(
-            **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
+            **epoch_arguments(table, recipe, folder),
+            bf16=table.precision == "bf16",
+            activation_checkpointing=table.gradient_checkpointing,
+            remove_unused_columns=False,
         ),
         train_dataset=_Rows(rows),
         callbacks=callbacks("student", folder, recipe),
     )
+    # Else a batch's number of learnt tokens is not told, and the loss would be a mean of its pieces' means.
+    trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(

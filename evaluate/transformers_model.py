@@ -1,4 +1,8 @@
-"""A transformers model scored by the runtime's own code, so that its figures and a bundle's mean the same."""
+"""A transformers model scored by the runtime's own code, so that its figures and a bundle's mean the same.
+
+Families whose images all have one size pass through the runtime's scorer itself; the Qwen-VL families, whose images
+have not, through `emocaliber.evaluate.qwen_scorer`, which shares its trees.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,9 @@ from .prompting import (
     suppressed_tokens,
     tokenizer_json,
 )
+from .qwen_scorer import QwenScorer
 from .torch_engine import TorchEngine
+from .transformers_loading import QWEN_FAMILIES
 
 _UNWRITTEN = FileRecord(sha256="0" * 64, size_bytes=0)
 
@@ -40,7 +46,7 @@ class TransformersModel:
         """Prepares ``model``, which must be in eval mode and is not copied.
 
         Args:
-            model: Idefics3/SmolVLM model.
+            model: Idefics3/SmolVLM model, or one of the Qwen-VL families.
             processor: Its processor.
             template: Instructions.
             max_new_tokens: Longest reasoning.
@@ -48,13 +54,16 @@ class TransformersModel:
         Raises:
             ExportError: If the model or processor is not supported.
         """
-        manifest = _manifest_of(model, processor, template, max_new_tokens)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "tokenizer.json")
             atomic_write(path, tokenizer_json(processor.tokenizer))
             tokenizer = PromptTokenizer(path)
-        self._scorer = Scorer(manifest, tokenizer, TorchEngine(model))
-        self._preprocessing = manifest.preprocessing
+        qwen = model.config.model_type in QWEN_FAMILIES
+        self._scorer: QwenScorer | _TileScorer = (
+            QwenScorer(model, processor, tokenizer, template, max_new_tokens)
+            if qwen
+            else _TileScorer(_manifest_of(model, processor, template, max_new_tokens), tokenizer, model)
+        )
 
     def score(
         self,
@@ -77,6 +86,20 @@ class TransformersModel:
         Raises:
             InputError: If an image cannot be read.
         """
+        return self._scorer.score(images, labels, mode, sampling, verbalize=verbalize)
+
+
+class _TileScorer:
+    """The runtime's own scorer, over an image as one square tile."""
+
+    def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, model: Any) -> None:
+        self._scorer = Scorer(manifest, tokenizer, TorchEngine(model))
+        self._preprocessing = manifest.preprocessing
+
+    def score(
+        self, images: Sequence[ImageSource], labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
+    ) -> Scored:
+        """Returns the raw scores of N images; see `TransformersModel.score`."""
         pixels = np.concatenate([self._preprocessing.apply(decode_image(image)) for image in images])
         return self._scorer.score(pixels, labels, mode, sampling, verbalize=verbalize)
 

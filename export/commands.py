@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument(
         "--taxonomy", action="append", metavar="T", help="label set the model was trained for; repeat for more"
     )
-    bundle.add_argument("--recipe", type=Path, metavar="FILE.toml", help="its prompt, taxonomy and bundle are used")
+    bundle.add_argument("--recipe", type=Path, metavar="FILE.toml", help="its prompt, taxonomies and bundle are used")
     bundle.add_argument("--provenance", type=Path, metavar="FILE.json", help="what the model was made from")
     bundle.add_argument(
         "--precision", action="append", choices=("fp32", "int8"), help="variant to ship; repeat for both"
@@ -122,10 +123,21 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
         raise ConfigError("no licence for the weights: give --license SPDX, or a recipe with bundle.license")
     return spec_from_table(
         from_mapping(BundleRecipe, fields, f"recipe {arguments.recipe}, bundle"),
-        taxonomies=tuple(dict.fromkeys(arguments.taxonomy or [recipe.get("taxonomy", DEFAULT_TAXONOMY)])),
-        template=from_mapping(PromptTemplate, recipe.get("prompt", {}), f"recipe {arguments.recipe}, prompt"),
+        taxonomies=tuple(dict.fromkeys(arguments.taxonomy or recipe.get("taxonomies", [DEFAULT_TAXONOMY]))),
+        template=_template(recipe, f"recipe {arguments.recipe}"),
         provenance=_read(arguments.provenance, json.loads, "provenance") if arguments.provenance else {},
     )
+
+
+def _template(recipe: dict[str, Any], where: str) -> PromptTemplate:
+    """Returns what the recipe asks its student, or its one model: the student is asked before it sees the image."""
+    prompt = from_mapping(PromptTemplate, recipe.get("prompt", {}), f"{where}, prompt")
+    student = recipe.get("student")
+    if not isinstance(student, dict):
+        return prompt
+    if "prompt" in student:
+        return from_mapping(PromptTemplate, student["prompt"], f"{where}, student.prompt")
+    return replace(prompt, image_first=False)
 
 
 def _read(path: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any]:

@@ -39,8 +39,13 @@ IMAGE_TOKENS = 4
 """(32 px / 8 px per patch / scale factor 2) squared."""
 
 
-def build_processor(*, tile_size: int = 32, image_tokens: int = IMAGE_TOKENS) -> Idefics3Processor:
-    """Returns a processor: byte-level BPE, every tag one token, PIL image processor without splitting."""
+def build_processor(
+    *, tile_size: int = 32, image_tokens: int = IMAGE_TOKENS, as_published: bool = False
+) -> Idefics3Processor:
+    """Returns a processor: byte-level BPE, every tag one token, PIL image processor without splitting.
+
+    ``as_published`` is one as SmolVLM comes with: no tag is a token, and images are split into tiles.
+    """
     corpus = [" ".join(taxonomy.labels) for taxonomy in TAXONOMIES.values()]
     corpus += [PromptTemplate().reason, PromptTemplate().direct, " ".join(f"{c:.2f}" for c in CONFIDENCE_GRID)]
     tokenizer = Tokenizer(models.BPE())
@@ -53,12 +58,15 @@ def build_processor(*, tile_size: int = 32, image_tokens: int = IMAGE_TOKENS) ->
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS])
+    if not as_published:
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<end_of_utterance>"
     )
     images = Idefics3ImageProcessorPil(
-        do_image_splitting=False, size={"longest_edge": 2 * tile_size}, max_image_size={"longest_edge": tile_size}
+        do_image_splitting=as_published,
+        size={"longest_edge": 2 * tile_size},
+        max_image_size={"longest_edge": tile_size},
     )
     return Idefics3Processor(images, fast, image_seq_len=image_tokens, chat_template=CHAT_TEMPLATE)
 

@@ -51,7 +51,7 @@ def epoch_arguments(
     Raises:
         ConfigError: If the batch cannot be shared out evenly.
     """
-    micro = table.micro_batch if isinstance(table, SupervisedRecipe) else None
+    micro = None if isinstance(table, VisionRecipe) else table.micro_batch
     size, accumulation = cut_batch(table.batch_size, micro)
     return {
         **common_arguments(table, recipe, folder),

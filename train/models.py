@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -23,7 +24,7 @@ from emocaliber.evaluate.convolutional import (
     register,
 )
 from emocaliber.evaluate.transformers_loading import QwenImageProcessor, load_model, load_processor
-from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES
+from emocaliber.runtime.grammar import CONFIDENCE_GRID, MODES, TAG_TOKENS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 
@@ -191,6 +192,44 @@ def initial(
         return build_model(recipe.build, processor, seed), processor
     assert recipe.path is not None
     return load_model(recipe.path, dtype), open_processor(recipe, recipe.path)
+
+
+def pretrained_student(recipe: ModelRecipe) -> tuple[Any, Any]:
+    """Returns a recipe's model and processor as a student's: every tag is a token, and an image is one tile.
+
+    Raises:
+        ArtifactError: If there is none.
+        ConfigError: If the pixels are limited for a family that has one image size.
+    """
+    assert recipe.path is not None
+    model, processor = load_model(recipe.path), open_processor(recipe, recipe.path)
+    if isinstance(processor, Idefics3Processor):
+        images = processor.image_processor
+        images.do_image_splitting = False
+        # Larger images serve only those who cut them into tiles.
+        images.size = images.max_image_size
+    add_tags(model, processor.tokenizer)
+    return model, processor
+
+
+def add_tags(model: Any, tokenizer: Any) -> None:
+    """Makes every tag of the response grammar one token, which starts as the mean of those it was spelt with.
+
+    Args:
+        model: Pretrained model, changed in place where it has too few embeddings.
+        tokenizer: Its tokenizer, changed in place; tags that it knows already stay as they are.
+    """
+    vocabulary = tokenizer.get_vocab()
+    spelt = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in TAG_TOKENS if tag not in vocabulary}
+    # Not special: decoding keeps them.
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in spelt])
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        # Tied tables are one; it is set twice, to the same.
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            for tag, pieces in spelt.items():
+                table[tokenizer.convert_tokens_to_ids(tag)] = table[pieces].mean(dim=0)
 
 
 def freeze_vision(model: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,13 @@ class Recipe:
         if len(self.taxonomies) != 1:
             raise ConfigError(f"recipe {self.name} has the taxonomies {', '.join(self.taxonomies)}, expected one here")
         return self.taxonomies[0]
+
+    @property
+    def student_prompt(self) -> PromptTemplate:
+        """What the student is asked; always before it sees the image, so that it is read once for all images."""
+        if self.student is not None and self.student.prompt is not None:
+            return self.student.prompt
+        return replace(self.prompt, image_first=False)
 
     def stage(self, name: str) -> Any:
         """Returns the table of a stage.

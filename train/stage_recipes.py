@@ -7,6 +7,7 @@ from typing import Literal
 
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.grammar import Mode
+from emocaliber.runtime.prompts import PromptTemplate
 
 from .model_recipe import ModelRecipe, Precision, TrainedStage, positive
 
@@ -290,8 +291,17 @@ class StudentRecipe:
     """Distillation: sequence loss plus label-distribution loss."""
 
     model: ModelRecipe
+    """Weights at a path bring their own processor and tokenizer, which learns the tags; a model built from scratch
+    takes the teacher's."""
+    prompt: PromptTemplate | None = None
+    """The student's instruction; None takes the recipe's, with the image behind it."""
     learning_rate: float
     batch_size: int
+    """Rows per optimiser step, over all processes."""
+    micro_batch: int | None = None
+    """Rows a process takes at once; None takes its whole share of the batch."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the layers and compute the rest again: less memory, about a third more time."""
     epochs: float
     warmup: float = 0.05
     weight_decay: float = 0.01
@@ -314,6 +324,11 @@ class StudentRecipe:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
         if self.augment.mixup:
             raise ConfigError(f"student.augment.mixup is {self.augment.mixup!r}; a response belongs to one image")
+        _whole_batches("batch_size", self.batch_size, self.micro_batch)
+        if self.prompt is not None and self.prompt.image_first:
+            raise ConfigError(
+                "student.prompt.image_first is true, but a student reads its instruction before the image"
+            )
         if not 0.0 <= self.votes_share <= 1.0:
             raise ConfigError(f"votes_share is {self.votes_share!r}, expected a number in [0, 1]")
 

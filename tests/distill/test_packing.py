@@ -162,6 +162,16 @@ def test_scores_do_not_see_the_answer_of_the_response(model: Any, processor: Any
     torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
 
 
+def test_mixed_precision_does_not_round_the_scores(model: Any, processor: Any, scenes: list[Sample]) -> None:
+    batch = PackingCollator(processor, TEMPLATE)(rows_of(scenes, EMOTIONS))
+    with torch.inference_mode():
+        exact = packed_losses(model, batch)[2]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = packed_losses(model, batch)
+    assert [part.dtype for part in mixed] == [torch.float32] * 3
+    assert 0 < (mixed[2] - exact).abs().max() < 0.5
+
+
 def test_the_distribution_loss_is_a_divergence(model: Any, processor: Any, scenes: list[Sample]) -> None:
     rows = rows_of(scenes, EMOTIONS)
     collator = PackingCollator(processor, TEMPLATE)

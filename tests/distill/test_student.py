@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import tiny_family
 from tiny_model import build_model
 from tiny_run import tiny_recipe
 
@@ -85,6 +86,41 @@ def test_each_loss_has_its_weight(
     learnt, other = (0, 1) if text_moves else (1, 0)
     assert after[learnt] < 0.8 * before[learnt]
     assert after[learnt] / before[learnt] < after[other] / before[other]
+
+
+def test_a_batch_may_be_cut_in_pieces(rows: list[PackedRow], processor: Any, tmp_path: Path) -> None:
+    """Rows with and without a reasoning have different numbers of learnt tokens: a mean of means would differ."""
+    ordered, losses, weights = [*rows[::2], *rows[1::2]], [], []
+    for micro in (6, 2):
+        recipe = recipe_of(batch_size=6, micro_batch=micro, epochs=3, flip=False, gradient_checkpointing=micro == 2)
+        model = build_model(processor)
+        stage = train_student(model, processor, ordered, recipe, tmp_path / str(micro))
+        history = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))["history"]
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert torch.allclose(weights[0], weights[1], atol=1e-4)
+
+
+def test_precision_is_that_of_the_arithmetic(rows: list[PackedRow], processor: Any, tmp_path: Path) -> None:
+    types: dict[str, set[torch.dtype]] = {}
+    for precision in ("fp32", "bf16"):
+        model, seen = build_model(processor), types.setdefault(precision, set())
+        model.lm_head.register_forward_hook(lambda _module, _inputs, logits, seen=seen: seen.add(logits.dtype))
+        train_student(model, processor, rows[:2], recipe_of(epochs=1, precision=precision), tmp_path / precision)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert types == {"fp32": {torch.float32}, "bf16": {torch.bfloat16}}
+
+
+def test_images_of_all_sizes_are_not_mirrored(rows: list[PackedRow], tmp_path: Path) -> None:
+    model, processor = tiny_family("qwen3_vl")
+    with pytest.raises(ConfigError, match="set flip = false for a Qwen-VL student"):
+        train_student(model, processor, rows, recipe_of(), tmp_path)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    train_student(model, processor, rows, recipe_of(flip=False), tmp_path)
+    for part in ("model.visual.blocks.0.attn.qkv.weight", "model.language_model.layers.0.mlp.up_proj.weight"):
+        assert not torch.equal(model.state_dict()[part], before[part])
 
 
 class Interrupting(run.ProgressBar):

@@ -25,13 +25,21 @@ def quick(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "export_graphs", copy_graphs)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        '[prompt]\ndirect = "Choose from {labels}."\n',
+        '[prompt]\ndirect = "Choose from {labels}."\nimage_first = true\n[student]\nflip = false\n',
+        '[prompt]\ndirect = "Any {labels}?"\nimage_first = true\n[student.prompt]\ndirect = "Choose from {labels}."\n',
+    ],
+    ids=["one model", "a student", "a student with a prompt of its own"],
+)
 def test_bundle_from_a_folder_and_a_recipe(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
-        'taxonomy = "sentiment-2"\n[prompt]\ndirect = "Choose from {labels}."\n'
-        '[bundle]\nname = "from-recipe"\nlicense = "CC-BY-4.0"\n'
+        f'taxonomies = ["sentiment-2", "fi-2"]\n{asked}[bundle]\nname = "from-recipe"\nlicense = "CC-BY-4.0"\n'
     )
     facts = tmp_path / "facts.json"
     facts.write_text('{"training_data": "photographs"}')
@@ -41,7 +49,7 @@ def test_bundle_from_a_folder_and_a_recipe(
     with Bundle.open(out) as bundle:
         manifest = bundle.manifest
     assert (manifest.name, manifest.license, manifest.default_precision) == ("from-recipe", "CC-BY-4.0", "int8")
-    assert list(manifest.taxonomies) == ["sentiment-2"]
+    assert list(manifest.taxonomies) == ["sentiment-2", "fi-2"]
     assert manifest.prompts.direct.before_image == "<|im_start|>User: Choose from {labels}."
     assert manifest.provenance["training_data"] == "photographs"
     assert capsys.readouterr().out.startswith(f"{out}: from-recipe 0.1.0, ")
