@@ -88,7 +88,9 @@ def _idefics3(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
         vision |= {"stem_width": shape.stem, "stem_stride": shape.stride, "hidden_size": shape.widths[-1]}
         vision |= {"widths": list(shape.widths), "depths": list(shape.depths)}
         register()
-        return ConvolutionalIdefics3ForConditionalGeneration(ConvolutionalIdefics3Config(vision_config=vision, **shared))
+        return ConvolutionalIdefics3ForConditionalGeneration(
+            ConvolutionalIdefics3Config(vision_config=vision, **shared)
+        )
     vision |= {
         "hidden_size": build.vision.hidden_size,
         "intermediate_size": build.vision.intermediate_size,
