@@ -4,8 +4,7 @@ Traces show the student only what the teacher writes; here it learns where its o
 both models read and write the same tokens, `DistillationTrainer` compares their distributions of every next token
 (Agarwal et al. 2023, arXiv 2306.13649). Where they do not, `GOLDTrainer` reads the student's text with the teacher's
 own processor, aligns both by its bytes, and compares tokens of the same spelling as above and the rest by their sorted
-probabilities (Patiño et al. 2025): sorted probabilities alone would not tell one label from another. The student's end
-token has no counterpart then, and stays as it was.
+probabilities (Patiño et al. 2025): sorted probabilities alone would not tell one label from another.
 """
 
 from __future__ import annotations
@@ -168,10 +167,7 @@ def _jsd_trainer(
 
 def _uld_trainer(student: Pair, teacher: Pair, rows: Dataset, recipe: Recipe, folder: Path, max_new_tokens: int) -> Any:
     table: OnPolicyRecipe = recipe.stage("on_policy")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TRLExperimentalWarning)
-        from trl.experimental.gold import GOLDConfig, gold_trainer
-
+    GOLDConfig, gold_trainer = _gold()  # noqa: N806 - a class
     arguments = GOLDConfig(
         **_shared_arguments(table, recipe, folder, max_new_tokens),
         lmbda=1.0,
@@ -181,10 +177,12 @@ def _uld_trainer(student: Pair, teacher: Pair, rows: Dataset, recipe: Recipe, fo
         # The other way to align compares what follows a token with what follows its counterpart.
         uld_token_merge_strategy="bayesian",  # noqa: S106 - no password
         teacher_tokenizer_name_or_path=teacher[0].name_or_path,
+        uld_skip_student_eos=False,
+        uld_skip_teacher_eos=False,
     )
     with _processor_of(gold_trainer, teacher[1]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Cross-architecture VLM distillation detected", UserWarning)
-        trainer = gold_trainer.GOLDTrainer(
+        trainer = _ended_alike(gold_trainer.GOLDTrainer)(
             model=student[0],
             teacher_model=teacher[0],
             args=arguments,
@@ -197,6 +195,34 @@ def _uld_trainer(student: Pair, teacher: Pair, rows: Dataset, recipe: Recipe, fo
     trainer.generation_config.suppress_tokens = trainer.generation_kwargs["suppress_tokens"] = suppressed
     trainer.generation_config.disable_compile = True
     return trainer
+
+
+def _gold() -> tuple[Any, Any]:
+    """Returns the configuration and the module of TRL's trainer across tokenizers, which calls itself experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TRLExperimentalWarning)
+        from trl.experimental.gold import GOLDConfig, gold_trainer
+    return GOLDConfig, gold_trainer
+
+
+def _ended_alike(base: Any) -> Any:
+    """Returns the trainer ``base`` with the student's end token aligned with the teacher's.
+
+    As it is, the teacher reads the name of the student's end token as if it were text, and nothing keeps the student
+    from forgetting how a response ends.
+    """
+
+    class Trainer(base):  # type: ignore[misc]
+        def _maybe_add_completion_byte_offsets(self, updated_slice: dict[str, Any]) -> None:
+            super()._maybe_add_completion_byte_offsets(updated_slice)
+            tokenizer, offsets = self._tokenizer, updated_slice["byte_offsets"]
+            texts = updated_slice["original_completion_text"]
+            updated_slice["original_completion_text"] = [text.removesuffix(tokenizer.eos_token) for text in texts]
+            # Like the teacher's it has no bytes, and stands behind the last.
+            ended = (updated_slice["input_ids"] == tokenizer.eos_token_id) & (updated_slice["labels"] != -100)
+            offsets[..., 1] = offsets[..., 1].where(~ended, offsets[..., 0])
+
+    return Trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ SMALL = [
     "teacher.build.image_size=32", "student.model.build.image_size=32", "reason.epochs=1", "annotate.images=8",
     "annotate.samples=2", "verbalize.epochs=1", "calibrate.steps=2", "calibrate.prompts_per_step=2",
     "calibrate.rollouts=2", "calibrate.max_new_tokens=24", "collect.images=16", "student.epochs=1",
+    "ground={learning_rate = 1e-3, batch_size = 8, images = 8, samples = 2}",
 ]  # fmt: skip
 
 
@@ -41,19 +42,22 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
     stages = metrics["stages"]
     # The student is measured before and after its export, in both modes.
     assert list(stages) == [
-        "reason", "verbalize", "calibrate", "student_float_direct", "student_float_reason", "student_int8_direct",
-        "student_int8_reason",
+        "reason", "verbalize", "calibrate", "student_float_direct", "student_float_reason", "student_grounded_direct",
+        "student_grounded_reason", "student_int8_direct", "student_int8_reason",
     ]  # fmt: skip
     for name, figures in stages.items():
         assert figures["n"] == pytest.approx(24, abs=1)
         assert 0.0 <= figures["accuracy"] <= 1.0
         assert 0.0 < figures["bayes_accuracy"] < 1.0
         assert figures["kl"] > 0.0
-        assert ("verbalized_brier" in figures) == (
-            name not in ("reason", "student_float_direct", "student_int8_direct")
-        )
+        assert ("verbalized_brier" in figures) == (name not in ("reason", "student_int8_direct"))
         assert ("set_coverage" in figures) == name.startswith("student_int8")
-    assert [set(entry) for entry in metrics["comparisons"]] == [{"title", "difference", "interval", "level"}]
+    assert {frozenset(entry) for entry in metrics["comparisons"]} == {
+        frozenset({"title", "difference", "interval", "level"})
+    }
+    assert [entry["title"].partition(": ")[2] for entry in metrics["comparisons"]] == [
+        "calibrate minus verbalize", "ground minus student (direct)", "ground minus student (reason)",
+    ]  # fmt: skip
     assert [row["target"] for row in metrics["coverage"]] == [0.8, 0.9, 0.95] * 2
     assert {
         "vision",
@@ -63,6 +67,7 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
         "calibrate",
         "collect",
         "student",
+        "ground",
         "bundle",
         "fit",
         "total",
