@@ -88,6 +88,7 @@ def train_grounded(
             **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
         ),
         kl=table.kl,
+        log_weight=table.log_weight,
         parse_rate=len(responses) / (len(drawn) * table.samples),
         started=started,
         checkpoint=checkpoint,

@@ -70,7 +70,9 @@ class GroundRecipe:
     direct_share: float = 0.5
     """Share of the images asked about in direct mode."""
     kl: float = 0.1
-    """Weight of the cross-entropy of the responses, which keeps all but the confidence as it was."""
+    """Weight of the cross-entropy of the responses, which keeps all but the confidence as it was (at temperature 1)."""
+    log_weight: float = 0.1
+    """Weight of a log score beside the Brier score: it teaches confidences that the student has never stated."""
     warmup: float = 0.05
     weight_decay: float = 0.0
     precision: Precision = "fp32"
@@ -82,8 +84,9 @@ class GroundRecipe:
             "save_steps",
         )  # fmt: skip
         _shares(self, "direct_share")
-        if not self.kl >= 0.0:
-            raise ConfigError(f"kl is {self.kl!r}, expected a number >= 0")
+        for name in ("kl", "log_weight"):
+            if not getattr(self, name) >= 0.0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
         _whole(self.batch_size, self.micro_batch)
 
 

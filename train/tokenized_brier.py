@@ -9,7 +9,9 @@ log-likelihoods of all confidences c_k of the grid. It is least where p is all o
 p says nothing of what the model writes beside the grid, nor of the response before it, and a model trained on that
 alone forgets both. So two terms are added: ``-log sum_k P(c_k)``, the cost of stating no confidence of the grid, and,
 weighted by ``kl``, the cross-entropy of the response. As that was drawn from the model before, it is, but for a
-constant, an estimate of the KL divergence from that model, over the responses that follow the grammar.
+constant, an estimate of the KL divergence from that model, over the responses that follow the grammar. Stage *ground*
+adds a log score too (`grid_log_loss`): where p is near 0 the Brier score has no gradient, and a student's own success
+may lie where its teacher never stated a confidence.
 """
 
 from __future__ import annotations
@@ -58,6 +60,23 @@ def tokenized_brier(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     grid, q = scores.new_tensor(CONFIDENCE_GRID), right[:, None]
     return (scores.softmax(dim=-1) * (q * (1.0 - grid) ** 2 + (1.0 - q) * grid**2)).sum(dim=-1)
+
+
+def grid_log_loss(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Returns (B,) the cross-entropy to the two confidences of the grid next to the truth, in nats.
+
+    They are weighted so that their mean is the truth, kept within the grid. Least where the mean of p is; where p is
+    near 0 this still has a gradient, and the Brier score has none.
+
+    Args:
+        scores: (B, G) log-likelihood of each confidence of `CONFIDENCE_GRID`, up to a constant a row.
+        right: (B,) probability that the answer is right.
+    """
+    grid = scores.new_tensor(CONFIDENCE_GRID)
+    # 1 at a confidence, falling to 0 at its neighbours.
+    distance = (grid - right[:, None].clamp(grid[0], grid[-1])).abs()
+    weights = (1.0 - distance / (grid[1] - grid[0])).clamp(min=0.0)
+    return -(weights * scores.log_softmax(dim=-1)).sum(dim=-1)
 
 
 def confidence_tree(tokenizer: Any) -> LabelTree:
@@ -203,6 +222,7 @@ def train_confidences(
     *,
     arguments: TrainingArguments,
     kl: float,
+    log_weight: float = 0.0,
     parse_rate: float,
     watching: Sequence[TrainerCallback] = (),
     started: float,
@@ -219,6 +239,7 @@ def train_confidences(
         folder: Where the model goes.
         arguments: Of the trainer.
         kl: Weight of the responses' cross-entropy.
+        log_weight: Weight of `grid_log_loss`.
         parse_rate: Share of the sampled responses that can be trained on, for the record.
         watching: More callbacks.
         started: `time.perf_counter` at the start of the stage.
@@ -230,6 +251,7 @@ def train_confidences(
     trainer = _BrierTrainer(
         confidence_tree(processor.tokenizer),
         kl=kl,
+        log_weight=log_weight,
         parse_rate=parse_rate,
         model=model.train(),
         args=arguments,
@@ -304,10 +326,11 @@ class _Collator:
 class _BrierTrainer(StatedConfidences, Trainer):
     """`Trainer` whose loss is `tokenized_brier`, and what keeps the rest of a response as it was."""
 
-    def __init__(self, tree: LabelTree, *, kl: float, parse_rate: float, **arguments: Any) -> None:
+    def __init__(self, tree: LabelTree, *, kl: float, log_weight: float, parse_rate: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._tree = tree
         self._kl = kl
+        self._log_weight = log_weight
         self._parse_rate = parse_rate
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -323,6 +346,8 @@ class _BrierTrainer(StatedConfidences, Trainer):
         own = torch.arange(told, device=length.device) >= told - length[:, None]
         entropy = -(log_probs * own).sum(dim=1) / length
         losses = tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy
+        if self._log_weight:
+            losses = losses + self._log_weight * grid_log_loss(scores, right)
         loss: torch.Tensor = losses.mean()
         return loss
 
