@@ -180,9 +180,10 @@ def _uld_trainer(student: Pair, teacher: Pair, rows: Dataset, recipe: Recipe, fo
         uld_skip_student_eos=False,
         uld_skip_teacher_eos=False,
     )
+    ended_alike: Any = type("GoldTrainer", (_EndedAlike, gold_trainer.GOLDTrainer), {})
     with _processor_of(gold_trainer, teacher[1]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Cross-architecture VLM distillation detected", UserWarning)
-        trainer = _ended_alike(gold_trainer.GOLDTrainer)(
+        trainer = ended_alike(
             model=student[0],
             teacher_model=teacher[0],
             args=arguments,
@@ -205,24 +206,23 @@ def _gold() -> tuple[Any, Any]:
     return GOLDConfig, gold_trainer
 
 
-def _ended_alike(base: Any) -> Any:
-    """Returns the trainer ``base`` with the student's end token aligned with the teacher's.
+class _EndedAlike:
+    """What is added to `GOLDTrainer`: the student's end token is aligned with the teacher's.
 
     As it is, the teacher reads the name of the student's end token as if it were text, and nothing keeps the student
     from forgetting how a response ends.
     """
 
-    class Trainer(base):  # type: ignore[misc]
-        def _maybe_add_completion_byte_offsets(self, updated_slice: dict[str, Any]) -> None:
-            super()._maybe_add_completion_byte_offsets(updated_slice)
-            tokenizer, offsets = self._tokenizer, updated_slice["byte_offsets"]
-            texts = updated_slice["original_completion_text"]
-            updated_slice["original_completion_text"] = [text.removesuffix(tokenizer.eos_token) for text in texts]
-            # Like the teacher's it has no bytes, and stands behind the last.
-            ended = (updated_slice["input_ids"] == tokenizer.eos_token_id) & (updated_slice["labels"] != -100)
-            offsets[..., 1] = offsets[..., 1].where(~ended, offsets[..., 0])
+    _tokenizer: Any
 
-    return Trainer
+    def _maybe_add_completion_byte_offsets(self, updated_slice: dict[str, Any]) -> None:
+        super()._maybe_add_completion_byte_offsets(updated_slice)  # type: ignore[misc]
+        tokenizer, offsets = self._tokenizer, updated_slice["byte_offsets"]
+        texts = updated_slice["original_completion_text"]
+        updated_slice["original_completion_text"] = [text.removesuffix(tokenizer.eos_token) for text in texts]
+        # Like the teacher's it has no bytes, and stands behind the last.
+        ended = (updated_slice["input_ids"] == tokenizer.eos_token_id) & (updated_slice["labels"] != -100)
+        offsets[..., 1] = offsets[..., 1].where(~ended, offsets[..., 0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 from tiny_run import tiny_recipe
 
 from emocaliber.distill.measure import Truth
-from emocaliber.distill.pipeline import _claim, _gallery, run_pipeline
+from emocaliber.distill.pipeline import _claim, _compare_confidences, _gallery, _HeldOut, _Measured, run_pipeline
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ConfigError
@@ -133,3 +133,28 @@ def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
     _claim(tiny_recipe(), tmp_path)
     with pytest.raises(ConfigError, match=r"run of another recipe \(other: seed\)"):
         _claim(dataclasses.replace(tiny_recipe(), seed=7), tmp_path)
+
+
+def test_the_confidence_is_compared_before_and_after_on_the_same_images() -> None:
+    right = np.array([1.0, 0.0])
+    truth = Truth(labels=np.zeros(2, dtype=np.int64), posterior=None, votes=None)
+    held_out = [_HeldOut(samples=[], truth=truth, suffix=" · emotion6-7")]
+    measured = _Measured()
+    # Brier scores 0.25 and 0.25; 0.04 and 0.04; 0.01 and 0.81; 0.16 and 0.36.
+    for name, mode, stated in (
+        ("verbalize", "reason", [0.5, 0.5]), ("calibrate", "reason", [0.8, 0.2]),
+        ("student", "direct", [0.5, 0.5]), ("ground", "direct", [0.9, 0.9]),
+        ("student", "reason", [0.6, 0.6]), ("ground", "reason", [0.8, 0.2]),
+    ):  # fmt: skip
+        measured.stated[name, mode, " · emotion6-7"] = (np.array(stated), right)
+    table = {"learning_rate": 1e-3, "batch_size": 4}
+    _compare_confidences(tiny_recipe(ground=table), held_out, measured)
+    found = {one.title.partition(": ")[2]: one.interval.estimate for one in measured.comparisons}
+    assert found == {
+        "calibrate minus verbalize · emotion6-7": pytest.approx(-0.21),
+        "ground minus student (direct) · emotion6-7": pytest.approx(0.16),
+        "ground minus student (reason) · emotion6-7": pytest.approx(-0.22),
+    }
+    alone = _Measured(stated=measured.stated)
+    _compare_confidences(tiny_recipe(), held_out, alone)
+    assert [one.title.partition(": ")[2] for one in alone.comparisons] == ["calibrate minus verbalize · emotion6-7"]
