@@ -1,4 +1,4 @@
-"""``emocaliber distill collect|train|calibrate RECIPE``; what a stage needs is imported when it runs."""
+"""``emocaliber distill STAGE RECIPE``; what a stage needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from emocaliber.train.recipe import load_recipe
 _HELP = {
     "collect": "the teacher's traces: what it writes, and how probable it finds every label",
     "train": "the student: sequence and label-distribution distillation",
+    "on-policy": "the student on its own responses, token by token towards the teacher",
+    "ground": "the student's stated confidence, towards how often the student itself is right",
     "calibrate": "calibrators and conformal thresholds, fitted on the exported graphs",
 }
 

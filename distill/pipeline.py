@@ -34,7 +34,16 @@ from emocaliber.train.stages import run_annotate, run_calibrate, run_reason, run
 from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .measure import Floats, Truth, bundle_outputs, set_members, stage_result, teacher_outputs, truth_of
-from .stages import open_model, run_bundle, run_collect, run_fit, run_student
+from .stages import (
+    open_model,
+    run_bundle,
+    run_collect,
+    run_fit,
+    run_ground,
+    run_on_policy,
+    run_student,
+    student_stages,
+)
 
 REASON_IMAGES = 600
 """Held-out images on which reason mode is measured; it writes a text for each."""
@@ -47,7 +56,11 @@ _TITLES = {
     "verbalize": "2 · verbalize (SFT)",
     "calibrate": "3 · calibrate (GRPO)",
     "student": "student, float",
+    "on_policy": "student on its own responses, float",
+    "ground": "student grounded, float",
 }
+_NAMES = {"student": "student_float", "on_policy": "student_on_policy", "ground": "student_grounded"}
+"""Stage of the student to what ``metrics.json`` calls its figures, before the mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,8 +86,8 @@ class _Measured:
     coverage: list[CoverageRow] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
-    stated: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-    """Stage to (stated confidences, expected correctness) in reason mode."""
+    stated: dict[tuple[str, Mode, str], tuple[Floats, Floats]] = field(default_factory=dict)
+    """Stage, mode and suffix to (stated confidences, expected correctness)."""
 
 
 def run_pipeline(recipe: Recipe, root: Path) -> Path:
@@ -98,14 +111,15 @@ def run_pipeline(recipe: Recipe, root: Path) -> Path:
     held_out = _held_out(recipe, workspace)
     _say("measuring on held-out images")
     measured = _Measured()
-    for name in ("reason", "verbalize", "calibrate", "student"):
-        model = open_model(recipe, workspace.stage(name), student=name == "student")
+    students = student_stages(recipe)
+    for name in ("reason", "verbalize", "calibrate", *students):
+        model = open_model(recipe, workspace.stage(name), student=name in students)
         for part in held_out:
             _measure_model(name, model, part, wall, measured)
     with EmotionModel.load(workspace.bundle) as bundle:
         for part in held_out:
             _measure_bundle(bundle, part, wall, measured)
-    _compare_confidences(held_out, measured)
+    _compare_confidences(recipe, held_out, measured)
     total_s = time.perf_counter() - started
     metrics = _metrics(recipe, measured, wall, total_s)
     atomic_write(root / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
@@ -137,6 +151,8 @@ def _run_stages(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
         "calibrate": run_calibrate,
         "collect": run_collect,
         "student": run_student,
+        **({} if recipe.on_policy is None else {"on_policy": run_on_policy}),
+        **({} if recipe.ground is None else {"ground": run_ground}),
         "bundle": run_bundle,
         "fit": run_fit,
     }
@@ -168,17 +184,16 @@ def _measure_model(
     name: str, model: TransformersModel, part: _HeldOut, wall: dict[str, float], measured: _Measured
 ) -> None:
     """Measures a model in memory: reason mode, and for the student direct mode too."""
-    modes: tuple[Mode, ...] = ("direct", "reason") if name == "student" else ("reason",)
+    modes: tuple[Mode, ...] = ("direct", "reason") if name in _NAMES else ("reason",)
     for mode in modes:
         chosen = part.samples if mode == "direct" else part.reasoned
-        states = mode == "reason" and name != "reason"
-        probabilities, stated = teacher_outputs(model, chosen, mode, verbalize=states)
+        probabilities, stated = teacher_outputs(model, chosen, mode, verbalize=name != "reason")
         if stated is not None:
             labels = part.truth.labels[: len(chosen)]
-            measured.stated[name + part.suffix] = (stated, expected_correctness(probabilities, labels))
+            measured.stated[name, mode, part.suffix] = (stated, expected_correctness(probabilities, labels))
         measured.results.append(
             stage_result(
-                (name if mode == "reason" and name != "student" else f"student_float_{mode}") + part.suffix,
+                (f"{_NAMES[name]}_{mode}" if name in _NAMES else name) + part.suffix,
                 _TITLES[name] + part.suffix,
                 mode,
                 part.truth,
@@ -223,16 +238,22 @@ def _measure_bundle(model: EmotionModel, part: _HeldOut, wall: dict[str, float],
             measured.examples += [_example(part, i, predictions[i]) for i in shown]
 
 
-def _compare_confidences(held_out: list[_HeldOut], measured: _Measured) -> None:
-    """Compares the stated confidence before and after reinforcement, on the same images."""
+def _compare_confidences(recipe: Recipe, held_out: list[_HeldOut], measured: _Measured) -> None:
+    """Compares the stated confidence before and after reinforcement, and before and after grounding, image by image."""
+    pairs: list[tuple[str, str, Mode]] = [("verbalize", "calibrate", "reason")]
+    students = student_stages(recipe)
+    if students[-1] == "ground":
+        pairs += [(students[-2], "ground", mode) for mode in MODES]
     for part in held_out:
-        before, after = (brier_losses(*measured.stated[name + part.suffix]) for name in ("verbalize", "calibrate"))
-        measured.comparisons.append(
-            Comparison(
-                title=f"Brier score of the stated confidence: calibrate minus verbalize{part.suffix}",
-                interval=paired_difference(before, after),
+        for earlier, later, mode in pairs:
+            before, after = (brier_losses(*measured.stated[name, mode, part.suffix]) for name in (earlier, later))
+            which = f" ({mode})" if later in _NAMES else ""
+            measured.comparisons.append(
+                Comparison(
+                    title=(f"Brier score of the stated confidence: {later} minus {earlier}{which}{part.suffix}"),
+                    interval=paired_difference(before, after),
+                )
             )
-        )
 
 
 def _metrics(recipe: Recipe, measured: _Measured, wall: dict[str, float], total_s: float) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from emocaliber.evaluate.bundle_fitting import calibrate_bundle
-from emocaliber.evaluate.transformers_loading import QWEN_FAMILIES, load_model, load_processor, model_type
+from emocaliber.evaluate.transformers_loading import (
+    QWEN_FAMILIES,
+    is_folder,
+    load_model,
+    load_processor,
+    model_type,
+)
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
@@ -17,17 +23,20 @@ from emocaliber.runtime.errors import ArtifactError, ConfigError
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
-from emocaliber.train.choosing import choose_samples
+from emocaliber.train.choosing import choose_samples, take_balanced
 from emocaliber.train.launch import processes
 from emocaliber.train.model_recipe import BuildRecipe
 from emocaliber.train.models import build_model, open_processor, pretrained_student
 from emocaliber.train.recipe import Recipe
-from emocaliber.train.run import Stage, finished, read_stage
+from emocaliber.train.run import Stage, finished, read_stage, stage_taxonomies
 from emocaliber.train.stage_recipes import CollectRecipe, StudentRecipe
 from emocaliber.train.stages import longest_response, model_after, prepare
+from emocaliber.train.student_recipes import GroundRecipe, OnPolicyRecipe
 from emocaliber.train.workspace import SCENES, Workspace, load_samples
 
 from .collect import collect_traces, read_traces
+from .grounding import train_grounded, unseen_first
+from .on_policy import train_on_policy
 from .rows import student_rows
 from .student import train_student
 
@@ -96,15 +105,65 @@ def new_student(recipe: Recipe, workspace: Workspace) -> tuple[Any, Any]:
     return model, processor
 
 
+def run_on_policy(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
+    """Returns the student, corrected by the teacher where its own responses lead it."""
+    folder = workspace.stage("on_policy")
+    if finished(folder):
+        return read_stage(folder)
+    table: OnPolicyRecipe = recipe.stage("on_policy")
+    before = _student_before(recipe, workspace, "on_policy")
+    teacher = model_after(recipe, workspace, "calibrate")
+    _check_label_sets(teacher, recipe)
+    prepare(recipe)
+    return train_on_policy(
+        (load_model(before), _student_processor(recipe, before)),
+        (load_model(teacher), open_processor(recipe.teacher, teacher)),
+        chosen_samples(recipe, workspace, table.images),
+        recipe,
+        folder,
+        max_new_tokens=longest_response(recipe),
+        resume=resume,
+    )
+
+
+def run_ground(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
+    """Returns the student, its stated confidence grounded in its own success rate."""
+    folder = workspace.stage("ground")
+    if finished(folder):
+        return read_stage(folder)
+    table: GroundRecipe = recipe.stage("ground")
+    before = _student_before(recipe, workspace, "ground")
+    prepare(recipe)
+    learnt = recipe.collect is not None and table.split == "train"
+    seen = {sample.id for sample in chosen_samples(recipe, workspace)} if learnt else set()
+    every = unseen_first(load_samples(recipe, workspace, table.split), seen, recipe.seed + _CHOICE)
+    samples = take_balanced(every, table.images, recipe.data.balance)
+    known = sum(sample.id in seen for sample in samples)
+    if known:
+        sys.stderr.write(f"the student has learnt from {known} of the {len(samples)} images it is asked about\n")
+    return train_grounded(
+        load_model(before),
+        _student_processor(recipe, before),
+        samples,
+        recipe,
+        folder,
+        max_new_tokens=longest_response(recipe),
+        resume=resume,
+    )
+
+
+def student_stages(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the stages that train the student, in order; the last one's model is exported."""
+    return ("student", *(name for name in ("on_policy", "ground") if getattr(recipe, name) is not None))
+
+
 def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
     """Returns the exported bundle, verified against the student but not yet calibrated."""
     table: BundleRecipe = recipe.stage("bundle")
     if (workspace.bundle / MANIFEST_NAME).is_file():
         return workspace.bundle
     prepare(recipe)
-    folder = workspace.stage("student")
-    if not finished(folder):
-        raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber distill train' first")
+    folder = _finished(workspace.stage(student_stages(recipe)[-1]))
     spec = spec_from_table(
         table,
         taxonomies=recipe.taxonomies,
@@ -133,8 +192,57 @@ def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Pa
     return workspace.bundle
 
 
-STAGES: dict[str, Callable[..., Stage | Path]] = {"collect": run_collect, "train": run_student, "calibrate": run_fit}
+STAGES: dict[str, Callable[..., Stage | Path]] = {
+    "collect": run_collect,
+    "train": run_student,
+    "on-policy": run_on_policy,
+    "ground": run_ground,
+    "calibrate": run_fit,
+}
 """The stages of ``emocaliber distill`` in order; the export of the bundle stands before the last."""
+
+_COMMANDS = {"student": "train", "on_policy": "on-policy", "ground": "ground"}
+"""Folder of a student to the command that leaves it."""
+
+_CHOICE = 3
+"""Added to the run's seed for the order in which training images are traced."""
+
+
+def _check_label_sets(path: str | Path, recipe: Recipe) -> None:
+    """Refuses a model that was trained by another recipe on other label sets; of others nothing is known.
+
+    Raises:
+        ConfigError: With both.
+        ArtifactError: If the record of its stage cannot be read.
+    """
+    if not is_folder(path) or not finished(Path(path)):
+        return
+    learnt = stage_taxonomies(Path(path))
+    missing = [name for name in recipe.taxonomies if name not in learnt]
+    if missing:
+        raise ConfigError(
+            f"{path} has learnt the label sets {', '.join(learnt)}, but recipe {recipe.name} asks for "
+            f"{', '.join(missing)} too; teacher and student need the same"
+        )
+
+
+def _finished(folder: Path) -> Path:
+    if not finished(folder):
+        command = _COMMANDS[folder.name]
+        raise ArtifactError(f"{folder} holds no finished stage; run 'emocaliber distill {command}' first")
+    return folder
+
+
+def _student_before(recipe: Recipe, workspace: Workspace, name: str) -> Path:
+    """Returns the folder of the student that a stage starts from."""
+    stages = student_stages(recipe)
+    before = _finished(workspace.stage(stages[stages.index(name) - 1]))
+    _check_label_sets(before, recipe)
+    return before
+
+
+def _student_processor(recipe: Recipe, folder: Path) -> Any:
+    return load_processor(folder) if recipe.student is None else open_processor(recipe.student.model, folder)
 
 
 def _same_sight(teacher: BuildRecipe, student: BuildRecipe) -> bool:
@@ -156,8 +264,7 @@ def _check_family(student: BuildRecipe, teacher: str | Path) -> None:
         )
 
 
-def chosen_samples(recipe: Recipe, workspace: Workspace) -> list[Sample]:
-    """Returns the training samples that are traced: the same ones whenever it is asked."""
-    table: CollectRecipe = recipe.stage("collect")
-    samples = load_samples(recipe, workspace, "train")
-    return choose_samples(samples, table.images, recipe.data.balance, recipe.seed + 3)
+def chosen_samples(recipe: Recipe, workspace: Workspace, count: int | None = None) -> list[Sample]:
+    """Returns training samples in the order in which they are traced: ``count`` of them, or as many as are traced."""
+    wanted = recipe.stage("collect").images if count is None else count
+    return choose_samples(load_samples(recipe, workspace, "train"), wanted, recipe.data.balance, recipe.seed + _CHOICE)

@@ -17,7 +17,7 @@ from .respond import shared_responses
 from .stage_recipes import AnnotateRecipe
 
 
-def smoothed_rate(successes: int, trials: int, prior: float) -> float:
+def smoothed_rate(successes: float, trials: int, prior: float) -> float:
     """Returns the posterior mean of a success probability under a Beta(prior, prior) prior: (s + a) / (n + 2a)."""
     return (successes + prior) / (trials + 2.0 * prior)
 

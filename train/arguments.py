@@ -15,10 +15,14 @@ from .recipe import Recipe
 from .run import CHECKPOINTS
 from .sharding import sharding_arguments
 from .stage_recipes import ReinforceRecipe, StudentRecipe, SupervisedRecipe, VisionRecipe
+from .student_recipes import GroundRecipe, OnPolicyRecipe
+
+EpochRecipe = SupervisedRecipe | VisionRecipe | StudentRecipe | GroundRecipe
+"""Table of a stage that goes over its samples in epochs."""
 
 
 def common_arguments(
-    table: SupervisedRecipe | VisionRecipe | StudentRecipe | ReinforceRecipe, recipe: Recipe, folder: Path
+    table: EpochRecipe | ReinforceRecipe | OnPolicyRecipe, recipe: Recipe, folder: Path
 ) -> dict[str, Any]:
     """Returns the arguments of transformers' `TrainingArguments` that no stage decides for itself.
 
@@ -43,9 +47,7 @@ def common_arguments(
     }
 
 
-def epoch_arguments(
-    table: SupervisedRecipe | VisionRecipe | StudentRecipe, recipe: Recipe, folder: Path
-) -> dict[str, Any]:
+def epoch_arguments(table: EpochRecipe, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Returns `common_arguments` and those of stages that go over their samples in epochs, with a cosine schedule.
 
     Raises:

@@ -23,8 +23,13 @@ def choose_samples(samples: Sequence[Sample], count: int | None, balance: float,
     """
     order = list(samples)
     random.Random(seed).shuffle(order)  # noqa: S311 - reproducible choice, not secrecy
+    return take_balanced(order, count, balance)
+
+
+def take_balanced(order: Sequence[Sample], count: int | None, balance: float) -> list[Sample]:
+    """Returns what `choose_samples` does, of samples that are in an order already: the first of each taxonomy."""
     if count is None or count >= len(order) or balance == 1.0:
-        return order[:count]
+        return list(order[:count])
     sizes: dict[str, int] = {}
     for sample in order:
         sizes[sample.taxonomy] = sizes.get(sample.taxonomy, 0) + 1

@@ -102,7 +102,7 @@ def supervised_dataset(
         response = response_of(sample, mode, sample.confidence if with_confidence else None)
         completion = [{"role": "assistant", "content": [{"type": "text", "text": response}]}]
         rows.append({"prompt": prompt_of(sample, template, mode), "completion": completion, "images": [sample.image]})
-    return _with_images(rows)
+    return with_images(rows)
 
 
 def prompt_dataset(samples: Sequence[Sample], template: PromptTemplate, modes: Sequence[Mode]) -> Dataset:
@@ -127,10 +127,15 @@ def prompt_dataset(samples: Sequence[Sample], template: PromptTemplate, modes: S
                 "truth": truth,
             }
         )
-    return _with_images(rows)
+    return with_images(rows)
 
 
-def _with_images(rows: Iterable[dict[str, Any]]) -> Dataset:
+def with_images(rows: Iterable[dict[str, Any]]) -> Dataset:
+    """Returns rows whose ``images`` are paths as a data set that opens them.
+
+    Raises:
+        InputError: If an image does not exist.
+    """
     rows = list(rows)
     for row in rows:
         for path in row["images"]:

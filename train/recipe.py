@@ -29,6 +29,7 @@ from .stage_recipes import (
     SupervisedRecipe,
     VisionRecipe,
 )
+from .student_recipes import GroundRecipe, OnPolicyRecipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,6 +114,8 @@ class Recipe:
     respond: RespondRecipe = field(default_factory=RespondRecipe)
     collect: CollectRecipe | None = None
     student: StudentRecipe | None = None
+    on_policy: OnPolicyRecipe | None = None
+    ground: GroundRecipe | None = None
     bundle: BundleRecipe | None = None
 
     def __post_init__(self) -> None:

@@ -57,6 +57,19 @@ def read_stage(folder: Path) -> Stage:
         raise ArtifactError(f"{folder} holds no finished stage ({RECORD}: {error!r})") from error
 
 
+def stage_taxonomies(folder: Path) -> tuple[str, ...]:
+    """Returns the label sets that the finished stage in ``folder`` was trained on.
+
+    Raises:
+        ArtifactError: If its record names none.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return tuple(record["recipe"]["taxonomies"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} does not say what it was trained on ({RECORD}: {error!r})") from error
+
+
 def save_stage(
     name: str,
     folder: Path,

@@ -1,15 +1,17 @@
-"""Stage *calibrate*, supervised: a proper score on the tokens of the confidence alone (method ``tokenized-brier``).
+"""A proper score on the tokens of the confidence alone: stage *calibrate* by ``tokenized-brier``, and stage *ground*.
 
-One response an image is sampled from the stage-2 model and cut before its confidence. For the answer it gave, which is
-right with probability q, the loss is the Brier score that the model is to expect from its own choice of a confidence,
-``sum_k p_k (q (1 − c_k)² + (1 − q) c_k²)``, where p is the softmax of the log-likelihoods of all confidences c_k of the
-grid. It is least where p is all on the c_k nearest to q. After ConfTuner (Li et al. 2025, arXiv 2508.18847). Nothing is
-sampled while training, so that it costs minutes where GRPO costs hours.
+Responses are sampled from the model as it is (for *calibrate* one an image, from the stage-2 model) and cut before
+their confidence. For one that is right with probability q, the loss is the Brier score that the model is to expect from
+its own choice of a confidence, ``sum_k p_k (q (1 − c_k)² + (1 − q) c_k²)``, where p is the softmax of the
+log-likelihoods of all confidences c_k of the grid. It is least where p is all on the c_k nearest to q. After ConfTuner
+(Li et al. 2025, arXiv 2508.18847). Nothing is sampled while training, so that it costs minutes where GRPO costs hours.
 
 p says nothing of what the model writes beside the grid, nor of the response before it, and a model trained on that
 alone forgets both. So two terms are added: ``-log sum_k P(c_k)``, the cost of stating no confidence of the grid, and,
-weighted by ``kl``, the cross-entropy of the response. As that was drawn from stage 2, it is, but for a constant, an
-estimate of the KL divergence from stage 2, over the responses that follow the grammar.
+weighted by ``kl``, the cross-entropy of the response. As that was drawn from the model before, it is, but for a
+constant, an estimate of the KL divergence from that model, over the responses that follow the grammar. Stage *ground*
+adds a log score too (`grid_log_loss`): where p is near 0 the Brier score has no gradient, and a student's own success
+may lie where its teacher never stated a confidence.
 """
 
 from __future__ import annotations
@@ -26,13 +28,12 @@ from accelerate.utils import extract_model_from_parallel as unwrap_model
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.evaluate.responders import Drawing
-from emocaliber.evaluate.transformers_responder import TransformersResponder
-from emocaliber.runtime.errors import ConfigError, InputError, ResponseError
-from emocaliber.runtime.grammar import CONFIDENCE_CLOSE, CONFIDENCE_GRID, CONFIDENCE_OPEN, MODES, Mode, parse_response
+from emocaliber.runtime.errors import ConfigError, InputError
+from emocaliber.runtime.grammar import CONFIDENCE_CLOSE, CONFIDENCE_GRID, CONFIDENCE_OPEN
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.tree import LabelTree, build_tree
@@ -40,31 +41,16 @@ from emocaliber.runtime.tree import LabelTree, build_tree
 from .adapters import adapters
 from .arguments import common_arguments, cut_batch, teacher_arguments
 from .choosing import prompt_samples
-from .conversations import choose_modes, passes, prompt_of
-from .launch import processes
+from .conversations import passes
 from .models import freeze_vision
+from .open_responses import OpenResponse, draw_open_responses
 from .recipe import Recipe
-from .respond import shared_responses
 from .run import Stage, callbacks, last_checkpoint, save_stage
 from .stage_recipes import ReinforceRecipe
 from .stated import CollapseAlarm, Stated, StatedConfidences
 
 SAMPLED_AT_ONCE = 32
 """Images whose responses are sampled together where a recipe has no ``micro_batch``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenResponse:
-    """A response cut before the confidence it stated."""
-
-    image: str
-    """Path."""
-    prompt: str
-    """After the chat template."""
-    text: str
-    """What the model wrote, up to ``<confidence>``."""
-    right: float
-    """Probability that its answer is right: 0 or 1 for a single label, the vote share with votes."""
 
 
 def tokenized_brier(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -76,6 +62,23 @@ def tokenized_brier(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     grid, q = scores.new_tensor(CONFIDENCE_GRID), right[:, None]
     return (scores.softmax(dim=-1) * (q * (1.0 - grid) ** 2 + (1.0 - q) * grid**2)).sum(dim=-1)
+
+
+def grid_log_loss(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Returns (B,) the cross-entropy to the two confidences of the grid next to the truth, in nats.
+
+    They are weighted so that their mean is the truth, kept within the grid. Least where the mean of p is; where p is
+    near 0 this still has a gradient, and the Brier score has none.
+
+    Args:
+        scores: (B, G) log-likelihood of each confidence of `CONFIDENCE_GRID`, up to a constant a row.
+        right: (B,) probability that the answer is right.
+    """
+    grid = scores.new_tensor(CONFIDENCE_GRID)
+    # 1 at a confidence, falling to 0 at its neighbours.
+    distance = (grid - right[:, None].clamp(grid[0], grid[-1])).abs()
+    weights = (1.0 - distance / (grid[1] - grid[0])).clamp(min=0.0)
+    return -(weights * scores.log_softmax(dim=-1)).sum(dim=-1)
 
 
 def confidence_tree(tokenizer: Any) -> LabelTree:
@@ -186,7 +189,6 @@ def train_tokenized_brier(
     table: ReinforceRecipe = recipe.stage("calibrate")
     started = time.perf_counter()
     checkpoint = last_checkpoint(folder, resume=resume)
-    tree = confidence_tree(processor.tokenizer)
     needed = table.steps * table.prompts_per_step
     chosen = prompt_samples(samples, min(needed, len(samples)), recipe.data.balance, recipe.seed + 2)
     responses = open_responses(model, processor, chosen, recipe, folder)
@@ -195,23 +197,76 @@ def train_tokenized_brier(
             f"none of the {len(chosen)} responses of the stage-2 model follows the grammar, so there is no confidence "
             f"to train; train stage verbalize for longer, or raise calibrate.max_new_tokens ({table.max_new_tokens})"
         )
+    if table.freeze_vision:
+        freeze_vision(model)
     peft = adapters(recipe.lora)
-    trainer = _BrierTrainer(
-        tree,
+    return train_confidences(
+        "calibrate",
+        model if peft is None else get_peft_model(model, peft),
+        processor,
+        passes(responses, needed, recipe.seed + 3),
+        recipe,
+        folder,
+        arguments=_arguments(table, recipe, folder),
         kl=table.kl,
         parse_rate=len(responses) / len(chosen),
-        model=model.train() if peft is None else get_peft_model(model, peft).train(),
-        args=_arguments(table, recipe, folder),
-        data_collator=_Collator(processor),
-        train_dataset=_Responses(passes(responses, needed, recipe.seed + 3)),
-        callbacks=[*callbacks("calibrate", folder, recipe), CollapseAlarm(table.alarm)],
+        watching=[CollapseAlarm(table.alarm)],
+        started=started,
+        checkpoint=checkpoint,
     )
-    if table.freeze_vision:
-        freeze_vision(trainer.model)
+
+
+def train_confidences(
+    name: str,
+    model: Any,
+    processor: Any,
+    responses: Sequence[OpenResponse],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    arguments: TrainingArguments,
+    kl: float,
+    log_weight: float = 0.0,
+    parse_rate: float,
+    watching: Sequence[TrainerCallback] = (),
+    started: float,
+    checkpoint: str | None,
+) -> Stage:
+    """Returns the finished stage: ``model`` trained on the confidences of the responses, and saved to ``folder``.
+
+    Args:
+        name: Of the stage.
+        model: The model that wrote the responses, trained in place, with adapters or without.
+        processor: Its processor.
+        responses: At least one.
+        recipe: The run.
+        folder: Where the model goes.
+        arguments: Of the trainer.
+        kl: Weight of the responses' cross-entropy.
+        log_weight: Weight of `grid_log_loss`.
+        parse_rate: Share of the sampled responses that can be trained on, for the record.
+        watching: More callbacks.
+        started: `time.perf_counter` at the start of the stage.
+        checkpoint: Where to go on from.
+
+    Raises:
+        ConfigError: If the tokenizer joins ``<confidence>`` with what follows it.
+    """
+    trainer = _BrierTrainer(
+        confidence_tree(processor.tokenizer),
+        kl=kl,
+        log_weight=log_weight,
+        parse_rate=parse_rate,
+        model=model.train(),
+        args=arguments,
+        data_collator=_Collator(processor),
+        train_dataset=_Responses(responses),
+        callbacks=[*callbacks(name, folder, recipe), *watching],
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     return save_stage(
-        "calibrate", folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
+        name, folder, trainer.model, processor, recipe, started=started, history=trainer.state.log_history
     )
 
 
@@ -226,43 +281,18 @@ def open_responses(
         InputError: If a sample has neither votes nor an answer.
     """
     table: ReinforceRecipe = recipe.stage("calibrate")
-    for sample in samples:
-        if sample.distribution() is None:
-            raise InputError(f"sample {sample.id} has neither votes nor an answer; nothing can score a confidence")
-    device = processes().device
-    model = model.to(device).eval()
-    name = model.name_or_path or "stage-2 model"
-    responder = TransformersResponder(model, processor, name=name, batch_size=table.micro_batch or SAMPLED_AT_ONCE)
-    drawing = Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed)
-    modes = choose_modes(len(samples), table.direct_share, recipe.seed)
-    found: list[OpenResponse] = []
-    for mode in MODES:
-        asked = [sample for sample, its_mode in zip(samples, modes, strict=True) if its_mode == mode]
-        path = folder / f"responses-{mode}.journal.jsonl"
-        with torch.autocast(device.type, torch.bfloat16, enabled=table.precision == "bf16"):
-            texts = shared_responses(responder, asked, recipe.prompt, mode, drawing, path)
-        for sample, (text,) in zip(asked, texts, strict=True):
-            found += _opened(text, sample, mode, processor, recipe)
-    return found
-
-
-def _opened(text: str, sample: Sample, mode: Mode, processor: Any, recipe: Recipe) -> list[OpenResponse]:
-    """Returns the one response cut before its confidence, or none if it breaks the grammar."""
-    try:
-        answer = parse_response(text, sample.resolve().labels, mode).answer
-    except ResponseError:
-        return []
-    truth = sample.distribution()
-    assert truth is not None
-    turns = prompt_of(sample, recipe.prompt, mode)
-    return [
-        OpenResponse(
-            image=str(sample.image),
-            prompt=processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False),
-            text=text[: text.index(CONFIDENCE_OPEN) + len(CONFIDENCE_OPEN)],
-            right=truth[sample.resolve().index(answer)],
-        )
-    ]
+    drawn = draw_open_responses(
+        model,
+        processor,
+        samples,
+        recipe.prompt,
+        Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed),
+        folder,
+        direct_share=table.direct_share,
+        batch_size=table.micro_batch or SAMPLED_AT_ONCE,
+        half=table.precision == "bf16",
+    )
+    return [response for image in drawn for response in image.responses if response is not None]
 
 
 class _Responses(Dataset[OpenResponse]):
@@ -300,10 +330,11 @@ class _Collator:
 class _BrierTrainer(StatedConfidences, Trainer):
     """`Trainer` whose loss is `tokenized_brier`, and what keeps the rest of a response as it was."""
 
-    def __init__(self, tree: LabelTree, *, kl: float, parse_rate: float, **arguments: Any) -> None:
+    def __init__(self, tree: LabelTree, *, kl: float, log_weight: float, parse_rate: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._tree = tree
         self._kl = kl
+        self._log_weight = log_weight
         self._parse_rate = parse_rate
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -319,6 +350,8 @@ class _BrierTrainer(StatedConfidences, Trainer):
         own = torch.arange(told, device=length.device) >= told - length[:, None]
         entropy = -(log_probs * own).sum(dim=1) / length
         losses = tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy
+        if self._log_weight:
+            losses = losses + self._log_weight * grid_log_loss(scores, right)
         loss: torch.Tensor = losses.mean()
         return loss
 

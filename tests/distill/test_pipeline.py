@@ -13,7 +13,7 @@ import pytest
 from tiny_run import tiny_recipe
 
 from emocaliber.distill.measure import Truth
-from emocaliber.distill.pipeline import _claim, _gallery, run_pipeline
+from emocaliber.distill.pipeline import _claim, _compare_confidences, _gallery, _HeldOut, _Measured, run_pipeline
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ConfigError
@@ -23,6 +23,7 @@ SMALL = [
     "teacher.build.image_size=32", "student.model.build.image_size=32", "reason.epochs=1", "annotate.images=8",
     "annotate.samples=2", "verbalize.epochs=1", "calibrate.steps=2", "calibrate.prompts_per_step=2",
     "calibrate.rollouts=2", "calibrate.max_new_tokens=24", "collect.images=16", "student.epochs=1",
+    "ground={learning_rate = 1e-3, batch_size = 8, images = 8, samples = 2}",
 ]  # fmt: skip
 
 
@@ -41,19 +42,22 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
     stages = metrics["stages"]
     # The student is measured before and after its export, in both modes.
     assert list(stages) == [
-        "reason", "verbalize", "calibrate", "student_float_direct", "student_float_reason", "student_int8_direct",
-        "student_int8_reason",
+        "reason", "verbalize", "calibrate", "student_float_direct", "student_float_reason", "student_grounded_direct",
+        "student_grounded_reason", "student_int8_direct", "student_int8_reason",
     ]  # fmt: skip
     for name, figures in stages.items():
         assert figures["n"] == pytest.approx(24, abs=1)
         assert 0.0 <= figures["accuracy"] <= 1.0
         assert 0.0 < figures["bayes_accuracy"] < 1.0
         assert figures["kl"] > 0.0
-        assert ("verbalized_brier" in figures) == (
-            name not in ("reason", "student_float_direct", "student_int8_direct")
-        )
+        assert ("verbalized_brier" in figures) == (name not in ("reason", "student_int8_direct"))
         assert ("set_coverage" in figures) == name.startswith("student_int8")
-    assert [set(entry) for entry in metrics["comparisons"]] == [{"title", "difference", "interval", "level"}]
+    assert {frozenset(entry) for entry in metrics["comparisons"]} == {
+        frozenset({"title", "difference", "interval", "level"})
+    }
+    assert [entry["title"].partition(": ")[2] for entry in metrics["comparisons"]] == [
+        "calibrate minus verbalize", "ground minus student (direct)", "ground minus student (reason)",
+    ]  # fmt: skip
     assert [row["target"] for row in metrics["coverage"]] == [0.8, 0.9, 0.95] * 2
     assert {
         "vision",
@@ -63,6 +67,7 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
         "calibrate",
         "collect",
         "student",
+        "ground",
         "bundle",
         "fit",
         "total",
@@ -128,3 +133,28 @@ def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
     _claim(tiny_recipe(), tmp_path)
     with pytest.raises(ConfigError, match=r"run of another recipe \(other: seed\)"):
         _claim(dataclasses.replace(tiny_recipe(), seed=7), tmp_path)
+
+
+def test_the_confidence_is_compared_before_and_after_on_the_same_images() -> None:
+    right = np.array([1.0, 0.0])
+    truth = Truth(labels=np.zeros(2, dtype=np.int64), posterior=None, votes=None)
+    held_out = [_HeldOut(samples=[], truth=truth, suffix=" · emotion6-7")]
+    measured = _Measured()
+    # Brier scores 0.25 and 0.25; 0.04 and 0.04; 0.01 and 0.81; 0.16 and 0.36.
+    for name, mode, stated in (
+        ("verbalize", "reason", [0.5, 0.5]), ("calibrate", "reason", [0.8, 0.2]),
+        ("student", "direct", [0.5, 0.5]), ("ground", "direct", [0.9, 0.9]),
+        ("student", "reason", [0.6, 0.6]), ("ground", "reason", [0.8, 0.2]),
+    ):  # fmt: skip
+        measured.stated[name, mode, " · emotion6-7"] = (np.array(stated), right)
+    table = {"learning_rate": 1e-3, "batch_size": 4}
+    _compare_confidences(tiny_recipe(ground=table), held_out, measured)
+    found = {one.title.partition(": ")[2]: one.interval.estimate for one in measured.comparisons}
+    assert found == {
+        "calibrate minus verbalize · emotion6-7": pytest.approx(-0.21),
+        "ground minus student (direct) · emotion6-7": pytest.approx(0.16),
+        "ground minus student (reason) · emotion6-7": pytest.approx(-0.22),
+    }
+    alone = _Measured(stated=measured.stated)
+    _compare_confidences(tiny_recipe(), held_out, alone)
+    assert [one.title.partition(": ")[2] for one in alone.comparisons] == ["calibrate minus verbalize · emotion6-7"]

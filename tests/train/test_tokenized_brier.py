@@ -59,6 +59,29 @@ def test_the_loss_by_hand() -> None:
     assert tokenized_brier.tokenized_brier(halves, torch.tensor([1.0])).item() == pytest.approx(0.34)
 
 
+def test_the_log_loss_by_hand() -> None:
+    # 0.62 lies between 0.60 and 0.65, six tenths of it on the nearer; of nineteen alike each has log 19.
+    assert tokenized_brier.grid_log_loss(torch.zeros(1, 19), torch.tensor([0.62])).item() == pytest.approx(2.944439)
+    quarter = torch.zeros(1, 19).index_fill(1, torch.tensor([11]), float(torch.tensor(18.0 / 3.0).log()))
+    # p(0.60) = 6 / 24, p(0.65) = 1 / 24: 0.6 log 4 + 0.4 log 24.
+    assert tokenized_brier.grid_log_loss(quarter, torch.tensor([0.62])).item() == pytest.approx(2.102998, rel=1e-5)
+    # Beyond the grid its end.
+    for place, right in ((0, 0.0), (18, 1.0)):
+        assert tokenized_brier.grid_log_loss(point(place), torch.tensor([right])).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_log_loss_reaches_what_the_model_never_states() -> None:
+    """All on 0.95, where the truth is 0.30: the Brier score has no gradient there."""
+    gradients = []
+    for loss in (tokenized_brier.tokenized_brier, tokenized_brier.grid_log_loss):
+        scores = torch.full((1, 19), -30.0).index_fill(1, torch.tensor([18]), 0.0).requires_grad_()
+        loss(scores, torch.tensor([0.3])).sum().backward()
+        assert scores.grad is not None
+        gradients.append(scores.grad[0, 5].item())
+    assert gradients[0] == pytest.approx(0.0, abs=1e-6)
+    assert gradients[1] == pytest.approx(-1.0, abs=1e-4)
+
+
 @pytest.mark.parametrize("right", [0.0, 0.05, 0.37, 0.5, 0.81, 1.0])
 def test_nothing_beats_the_confidence_nearest_to_the_truth(right: float) -> None:
     truth = torch.tensor([right])
