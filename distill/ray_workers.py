@@ -1,0 +1,120 @@
+"""Collecting on several machines: Ray Data's pool of actors, each with a teacher of its own.
+
+What an actor makes is the content of a shard, which the driver writes; so the machines need the same images and weights
+under the same paths, but no common place for the traces.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from emocaliber.runtime.errors import BackendError, DependencyError, EmoCaliberError
+from emocaliber.runtime.records import from_mapping, to_mapping
+from emocaliber.runtime.samples import Sample
+from emocaliber.train.stage_recipes import CollectRecipe
+
+from .collect import ShardMaker
+from .traces import Teacher
+
+Make = tuple[Callable[[], Teacher], CollectRecipe, str, int]
+"""What a `ShardMaker` is made of: teacher, table, name, seed."""
+
+
+class _Actor:
+    """Makes shards in a worker's process."""
+
+    def __init__(self, make: Make) -> None:
+        open_teacher, table, name, seed = make
+        self._maker = ShardMaker(open_teacher, table, name=name, seed=seed)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Returns the numbers of some shards with their contents, for their numbers and samples as JSON."""
+        shards = [
+            [from_mapping(Sample, row, "sample") for row in json.loads(text)] for text in batch["samples"].to_pylist()
+        ]
+        return pa.table({"shard": batch["shard"], "content": [self._maker.make(samples) for samples in shards]})
+
+
+def made_by_workers(
+    make: Make, shards: Mapping[int, list[Sample]], *, workers: int, threads: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yields the number and content of each shard as a worker has made it, in any order.
+
+    The cluster is the one that ``RAY_ADDRESS`` names or that ``ray start`` has started here; else one of this machine,
+    which ends with the work. A worker takes a GPU where the cluster has any.
+
+    Args:
+        make: What each worker makes its `ShardMaker` of; it is sent to them.
+        shards: Number to images.
+        workers: Most actors.
+        threads: CPUs an actor takes.
+
+    Raises:
+        DependencyError: If Ray is not installed.
+        BackendError: If the cluster is too small for the workers, or a worker fails.
+    """
+    # No reports of usage leave the machine unless a user asks for them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DependencyError(
+            f"collect.workers is {workers}, which needs Ray ({error}); run: pip install 'emocaliber[ray]', or say "
+            f"--set collect.workers=1"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        needs = _needs(ray.cluster_resources(), workers, threads)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = [{"shard": number, "samples": json.dumps(to_mapping(samples))} for number, samples in shards.items()]
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+            fn_constructor_args=(make,),
+            **needs,
+        )
+        for row in made.iter_rows():
+            yield row["shard"], row["content"]
+    except ray.exceptions.RayError as error:
+        raise BackendError(_failure(error)) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _needs(cluster: Mapping[str, float], workers: int, threads: int) -> dict[str, Any]:
+    """Returns what Ray reserves for a worker.
+
+    Raises:
+        BackendError: If the cluster has not enough of it: Ray would wait for ever.
+    """
+    needs = {"CPU": threads} | ({"GPU": 1} if cluster.get("GPU", 0) else {})
+    for what, each in needs.items():
+        if workers * each > cluster.get(what, 0):
+            fitting = int(cluster.get(what, 0) // each)
+            raise BackendError(
+                f"{workers} workers need {workers * each} {what}s, but the Ray cluster has {cluster.get(what, 0):g}; "
+                f"say --set collect.workers={max(1, fitting)}, or add machines with 'ray start'"
+            )
+    return {f"num_{what.lower()}s": each for what, each in needs.items()}
+
+
+def _failure(error: BaseException) -> str:
+    """Returns what went wrong in a worker: our own message where there is one, else the last line of Ray's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EmoCaliberError):
+            return f"a Ray worker failed: {cause}"
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return f"a Ray worker failed: {str(error).strip().splitlines()[-1]}"
