@@ -59,8 +59,9 @@ def made_by_workers(
         DependencyError: If Ray is not installed.
         BackendError: If the cluster is too small for the workers, or a worker fails.
     """
-    # No reports of usage leave the machine unless a user asks for them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # No reports of usage leave the machine unless a user asks for them; errors are raised, and need no log besides.
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -71,7 +72,8 @@ def made_by_workers(
         ) from error
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         needs = _needs(ray.cluster_resources(), workers, threads)
         ray.data.DataContext.get_current().enable_progress_bars = False

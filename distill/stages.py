@@ -68,6 +68,7 @@ def run_collect(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -
             "engine": engine,
             "prompt": to_mapping(recipe.prompt),
             "longest": longest_response(recipe),
+            "pixels": [recipe.teacher.min_pixels, recipe.teacher.max_pixels],
         },
         threads=recipe.threads,
     )
@@ -85,7 +86,9 @@ def open_teacher(recipe: Recipe, path: str | Path, engine: Engine) -> Teacher:
     prepare(recipe)
     processor = open_processor(recipe.teacher, path)
     if engine == "vllm":
-        return open_vllm(path, processor, recipe.prompt, longest_response(recipe), table.precision)
+        asked = {"min_pixels": recipe.teacher.min_pixels, "max_pixels": recipe.teacher.max_pixels}
+        limits = {name: pixels for name, pixels in asked.items() if pixels is not None}
+        return open_vllm(path, processor, recipe.prompt, longest_response(recipe), table.precision, limits)
     model = load_model(path, DTYPES[table.precision]).to(processes().device)
     return TransformersModel(model, processor, recipe.prompt, longest_response(recipe))
 

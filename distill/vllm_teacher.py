@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from emocaliber.evaluate.responders import conversation
 from emocaliber.evaluate.transformers_loading import transformers_name
 from emocaliber.runtime.calibration import softmax
 from emocaliber.runtime.decoding import GREEDY, Sampling
-from emocaliber.runtime.errors import BackendError
+from emocaliber.runtime.errors import BackendError, DependencyError
 from emocaliber.runtime.grammar import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -64,7 +64,12 @@ def choose_engine(engine: Literal["auto", "transformers", "vllm"], *, built: boo
 
 
 def open_vllm(
-    path: str | Path, processor: Any, template: PromptTemplate, max_new_tokens: int, precision: str
+    path: str | Path,
+    processor: Any,
+    template: PromptTemplate,
+    max_new_tokens: int,
+    precision: str,
+    limits: Mapping[str, int],
 ) -> VllmTeacher:
     """Returns the teacher at ``path``, loaded by vLLM.
 
@@ -74,16 +79,25 @@ def open_vllm(
         template: Instructions.
         max_new_tokens: Longest reasoning.
         precision: Type of the weights, ``fp32`` or ``bf16``.
+        limits: ``min_pixels`` and ``max_pixels`` of an image where they are not the folder's own.
 
     Raises:
-        BackendError: If vLLM cannot be imported or cannot load the model.
+        DependencyError: If vLLM is not installed.
+        BackendError: If it cannot load the model.
     """
     try:
         from vllm import LLM, SamplingParams
-
+    except ImportError as error:
+        raise DependencyError(f"collect.engine is 'vllm', but vLLM is not installed ({error})") from error
+    try:
         dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
-        engine = LLM(model=transformers_name(path), dtype=dtype, limit_mm_per_prompt={"image": 1})
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        engine = LLM(
+            model=transformers_name(path),
+            dtype=dtype,
+            limit_mm_per_prompt={"image": 1},
+            mm_processor_kwargs=dict(limits) or None,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         raise BackendError(f"vLLM cannot load {path} ({error}); or say --set collect.engine=transformers") from error
     return VllmTeacher(engine, SamplingParams, processor, template, max_new_tokens)
 
