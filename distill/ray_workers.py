@@ -6,14 +6,18 @@ under the same paths, but no common place for the traces.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
+from emocaliber.runtime import errors
 from emocaliber.runtime.errors import BackendError, DependencyError, EmoCaliberError
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.samples import Sample
@@ -27,18 +31,30 @@ Make = tuple[Callable[[], Teacher], CollectRecipe, str, int]
 
 
 class _Actor:
-    """Makes shards in a worker's process."""
+    """Makes shards in a worker's process.
+
+    Our own errors come back as data: of an exception Ray passes on only the text, with its traceback.
+    """
 
     def __init__(self, make: Make) -> None:
         open_teacher, table, name, seed = make
-        self._maker = ShardMaker(open_teacher, table, name=name, seed=seed)
+        self._maker: ShardMaker | EmoCaliberError
+        try:
+            self._maker = ShardMaker(open_teacher, table, name=name, seed=seed)
+        except EmoCaliberError as error:
+            self._maker = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Returns the numbers of some shards with their contents, for their numbers and samples as JSON."""
-        shards = [
-            [from_mapping(Sample, row, "sample") for row in json.loads(text)] for text in batch["samples"].to_pylist()
-        ]
-        return pa.table({"shard": batch["shard"], "content": [self._maker.make(samples) for samples in shards]})
+        """Returns a shard's number with its content, or with kind and text of an error; takes its samples as JSON."""
+        (number,), (text,) = batch["shard"].to_pylist(), batch["samples"].to_pylist()
+        content, kind, message = b"", "", ""
+        try:
+            if isinstance(self._maker, EmoCaliberError):
+                raise self._maker
+            content = self._maker.make([from_mapping(Sample, row, "sample") for row in json.loads(text)])
+        except EmoCaliberError as error:
+            kind, message = type(error).__name__, str(error)
+        return pa.table({"shard": [number], "content": [content], "kind": [kind], "message": [message]})
 
 
 def made_by_workers(
@@ -57,7 +73,8 @@ def made_by_workers(
 
     Raises:
         DependencyError: If Ray is not installed.
-        BackendError: If the cluster is too small for the workers, or a worker fails.
+        BackendError: If the cluster is too small for the workers, or Ray fails.
+        EmoCaliberError: Whatever a worker's teacher raises.
     """
     # No reports of usage leave the machine unless a user asks for them; errors are raised, and need no log besides.
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
@@ -70,9 +87,13 @@ def made_by_workers(
             f"collect.workers is {workers}, which needs Ray ({error}); run: pip install 'emocaliber[ray]', or say "
             f"--set collect.workers=1"
         ) from error
-    started = not ray.is_initialized()
+    workers, started = min(workers, len(shards)), not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            address = os.environ.get("RAY_ADDRESS", "none is set")
+            raise BackendError(f"Ray did not start or answer (RAY_ADDRESS: {address}): {error}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         needs = _needs(ray.cluster_resources(), workers, threads)
@@ -82,14 +103,18 @@ def made_by_workers(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+            compute=ray.data.ActorPoolStrategy(size=workers),
             fn_constructor_args=(make,),
             **needs,
         )
-        for row in made.iter_rows():
-            yield row["shard"], row["content"]
+        # Ray prints what its workers complain of on standard output, where only results belong.
+        with contextlib.redirect_stdout(sys.stderr):
+            for row in made.iter_rows():
+                if row["kind"]:
+                    raise cast("EmoCaliberError", getattr(errors, row["kind"])(row["message"]))
+                yield row["shard"], row["content"]
     except ray.exceptions.RayError as error:
-        raise BackendError(_failure(error)) from error
+        raise BackendError(f"Ray failed: {_said(error)}") from error
     finally:
         if started:
             ray.shutdown()
@@ -112,11 +137,9 @@ def _needs(cluster: Mapping[str, float], workers: int, threads: int) -> dict[str
     return {f"num_{what.lower()}s": each for what, each in needs.items()}
 
 
-def _failure(error: BaseException) -> str:
-    """Returns what went wrong in a worker: our own message where there is one, else the last line of Ray's."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EmoCaliberError):
-            return f"a Ray worker failed: {cause}"
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return f"a Ray worker failed: {str(error).strip().splitlines()[-1]}"
+def _said(error: BaseException) -> str:
+    """Returns the line of Ray's message that names an error, one of a worker's code rather than one of Ray's."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    foreign = [line for line in named if not line.startswith("ray.")]
+    return (foreign or named or lines)[-1]

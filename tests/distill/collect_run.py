@@ -7,9 +7,11 @@ then it provokes what can go wrong there, and prints the messages as JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from tiny_model import build_model, build_processor
 from emocaliber.distill.collect import collect_traces
 from emocaliber.distill.traces import Teacher
 from emocaliber.evaluate.transformers_model import TransformersModel
-from emocaliber.runtime.errors import BackendError, InputError
+from emocaliber.runtime.errors import ArtifactError, EmoCaliberError, InputError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample, read_samples
+from emocaliber.runtime.scoring import Scored
 from emocaliber.train.stage_recipes import CollectRecipe
 
 TABLE = CollectRecipe(samples=2, label_orders=2, batch_size=2, shard_images=1)
@@ -37,7 +40,21 @@ def open_teacher(pids: Path | None = None) -> Teacher:
 
 
 def open_nothing() -> Teacher:
-    raise InputError("there is no teacher here")
+    raise ArtifactError("there is no teacher here")
+
+
+class Blind:
+    """A teacher that can read no image."""
+
+    def score(self, images: list[str], *_: object) -> Scored:
+        raise InputError(f"cannot read image {images[0]}")
+
+
+class Clumsy:
+    """A teacher with a bug."""
+
+    def score(self, *_: object) -> Scored:
+        raise ZeroDivisionError("by nothing")
 
 
 def collect_here(samples: list[Sample], folder: Path) -> None:
@@ -50,25 +67,22 @@ def collect_by_workers(samples: list[Sample], folder: Path) -> list[str]:
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
-    def collect(name: str, workers: int = 2, opened: partial[Teacher] | None = None) -> None:
-        table = CollectRecipe(**{key: getattr(TABLE, key) for key in TABLE.__slots__} | {"workers": workers})
-        opener = opened or partial(open_teacher, folder / "workers.pids")
-        collect_traces(opener, samples, table, folder / name, teacher="tiny", seed=3)
+    def collect(name: str, opened: Callable[[], Teacher], workers: int = 2) -> None:
+        table = dataclasses.replace(TABLE, workers=workers)
+        collect_traces(opened, samples, table, folder / name, teacher="tiny", seed=3)
 
-    collect("workers")
+    collect("workers", partial(open_teacher, folder / "workers.pids"))
     messages = []
-    broken = [Sample(**{key: getattr(samples[0], key) for key in Sample.__slots__} | {"image": "gone.png"})]
-    for work in (
-        lambda: collect("many", workers=3),
-        lambda: collect("closed", opened=partial(open_nothing)),
-        lambda: collect_traces(
-            open_teacher, broken * 2, CollectRecipe(workers=2, shard_images=1), folder / "gone", teacher="tiny", seed=3
-        ),
+    for name, opened, workers in (
+        ("many", Blind, 3),
+        ("closed", open_nothing, 2),
+        ("blind", Blind, 2),
+        ("bug", Clumsy, 2),
     ):
         try:
-            work()
-        except BackendError as error:
-            messages.append(str(error))
+            collect(name, opened, workers)
+        except EmoCaliberError as error:
+            messages.append(f"{type(error).__name__}: {error}")
     # What was there before stays.
     assert ray.is_initialized()
     ray.shutdown()

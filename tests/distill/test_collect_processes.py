@@ -39,7 +39,7 @@ def begin(how: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, err
     return out
 
@@ -48,13 +48,14 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*"))}
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_collection_ends_as_if_it_had_not_been(folder: Path) -> None:
     finish(begin("here", folder))
     whole = shards(folder / "here")
     assert len(whole) == IMAGES + 1
     (folder / "here").rename(folder / "whole")
     process = begin("here", folder)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 800
     while not (folder / "here" / "traces-00001.parquet").is_file():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -69,15 +70,17 @@ def test_a_killed_collection_ends_as_if_it_had_not_been(folder: Path) -> None:
     assert len(read_traces(folder / "here")) == IMAGES * 4
 
 
+@pytest.mark.timeout(900)
 def test_two_workers_of_a_local_ray_cluster_leave_the_same_shards(folder: Path) -> None:
     pytest.importorskip("ray")
     messages = json.loads(finish(begin("workers", folder)))
     finish(begin("here", folder))
     assert len(list((folder / "workers.pids").iterdir())) == 2
     assert shards(folder / "workers") == shards(folder / "here")
-    many, closed, gone = messages
     advice = "say --set collect.workers=2, or add machines with 'ray start'"
-    assert many == f"3 workers need 3 CPUs, but the Ray cluster has 2; {advice}"
-    assert closed == "a Ray worker failed: there is no teacher here"
-    assert gone.startswith("a Ray worker failed: cannot ")
-    assert "gone.png" in gone
+    many, closed, blind, bug = messages
+    assert many == f"BackendError: 3 workers need 3 CPUs, but the Ray cluster has 2; {advice}"
+    # As they would be raised here.
+    assert closed == "ArtifactError: there is no teacher here"
+    assert blind.startswith("InputError: cannot read image /")
+    assert bug == "BackendError: Ray failed: ZeroDivisionError: by nothing"

@@ -11,6 +11,7 @@ import pytest
 
 from emocaliber.distill.traces import fault_kind, label_orders, make_traces, questions_about
 from emocaliber.evaluate.transformers_model import TransformersModel
+from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.samples import Sample
 from emocaliber.train.stage_recipes import CollectRecipe
@@ -88,6 +89,20 @@ def test_what_has_no_part_is_asked_whole() -> None:
     table = CollectRecipe(subset_share=1.0)
     for sample in (sample_of(0, answer=None), sample_of(0, taxonomy="sentiment-2", answer="positive")):
         assert questions_about(sample, table, 1)[0].labels == sample.resolve().labels
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"subset_share": 1.5}, r"subset_share is 1.5, expected a number in \[0, 1\]"),
+        ({"label_orders": 0}, "label_orders is 0, expected a number > 0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"shard_images": 0}, "shard_images is 0"),
+    ],
+)
+def test_tables_that_make_no_sense(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CollectRecipe(**value)
 
 
 def test_every_answer_has_a_seed_of_its_own() -> None:
