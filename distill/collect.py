@@ -1,9 +1,16 @@
-"""Teacher traces: what the teacher writes and how probable it finds every label, kept as Parquet shards."""
+"""Collecting teacher traces: a folder of Parquet shards that a killed run goes on with, made here or by Ray's workers.
+
+``collection.json`` beside the shards holds what they depend on; shards of another teacher, seed, list of images or way
+of asking are refused, not mixed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,145 +18,187 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emocaliber.evaluate.transformers_model import TransformersModel
-from emocaliber.runtime.decoding import Sampling
-from emocaliber.runtime.errors import ArtifactError, ResponseError
-from emocaliber.runtime.files import atomic_path
-from emocaliber.runtime.grammar import MODES, Mode, parse_response, render_response
+from emocaliber.runtime.errors import ArtifactError
+from emocaliber.runtime.files import atomic_write
+from emocaliber.runtime.journal import refuse_other
+from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
-from emocaliber.runtime.scoring import Scored
 from emocaliber.train.stage_recipes import CollectRecipe
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.string()),
-        ("taxonomy", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("mode", pa.string()),
-        ("sample", pa.int32()),
-        ("reasoning", pa.string()),
-        ("answer", pa.string()),
-        ("confidence", pa.float64()),
-        ("label_scores", pa.list_(pa.float64())),
-        ("parsed", pa.bool_()),
-        ("fault", pa.string()),
-        ("teacher", pa.string()),
-        ("seed", pa.int64()),
-        ("temperature", pa.float64()),
-    ]
-)
-"""Columns of a trace: one row a teacher sample. ``label_scores`` are log-likelihoods in nats, in the order of
-``labels``, given the reasoning; ``confidence`` is the expectation over the teacher's confidence tokens."""
+from .traces import SCHEMA, Teacher, fault_kind, make_traces
 
-SHARD_IMAGES = 256
+RECORD = "collection.json"
+
+_FREE = ("images", "batch_size", "workers")
+"""Of `CollectRecipe`, what may change between runs: the images are recorded themselves, the others move scores by no
+more than rounding does."""
+
+
+class ShardMaker:
+    """A teacher that makes whole shards, here or in a process of its own."""
+
+    def __init__(self, open_teacher: Callable[[], Teacher], table: CollectRecipe, *, name: str, seed: int) -> None:
+        """Opens the teacher.
+
+        Args:
+            open_teacher: Returns the teacher.
+            table: What is asked.
+            name: Identity of the teacher, for the record.
+            seed: Of the choices and draws.
+        """
+        self._teacher = open_teacher()
+        self._table, self._name, self._seed = table, name, seed
+
+    def make(self, samples: Sequence[Sample], progress: Callable[[float], None] = lambda _: None) -> bytes:
+        """Returns the Parquet file of some images' traces; calls ``progress`` with the share that is done."""
+        rows = make_traces(self._teacher, samples, self._table, name=self._name, seed=self._seed, progress=progress)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+        content: bytes = sink.getvalue().to_pybytes()
+        return content
 
 
 def collect_traces(
-    model: TransformersModel,
+    open_teacher: Callable[[], Teacher],
     samples: Sequence[Sample],
     table: CollectRecipe,
     folder: Path,
     *,
     teacher: str,
     seed: int,
+    settings: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Returns ``folder`` with the traces of all samples in both modes; shards that are complete are kept.
 
     In reason mode the reasoning is sampled; in direct mode nothing is. The answer is the most probable label, and the
-    confidence is the one the teacher states for it.
+    confidence is the one the teacher states for it. Says on standard error how many traces parsed, and why others did
+    not.
 
     Args:
-        model: The teacher.
+        open_teacher: Returns the teacher; called only where a shard is missing, and by each worker.
         samples: Images.
-        table: How many samples and at which temperature.
+        table: What is asked, how it is drawn, and by how many workers.
         folder: Where the shards go.
         teacher: Identity of the teacher, for the record.
-        seed: Of the draws.
+        seed: Of the choices and draws.
+        settings: Whatever else the traces depend on, as plain values.
+        threads: CPU threads of a worker; None takes one.
+
+    Raises:
+        ConfigError: If the folder holds traces that were collected with other settings.
+        ArtifactError: If it holds traces without a record of their settings.
+        DependencyError: If there are to be several workers, and Ray is not installed.
+        BackendError: If the workers do not fit in the cluster, or fail.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(samples), SHARD_IMAGES)
-    for number, start in enumerate(tqdm(starts, desc="collect", unit="shard", file=sys.stderr)):
-        path = folder / f"traces-{number:05d}.parquet"
-        if path.is_file():
-            continue
-        shard = samples[start : start + SHARD_IMAGES]
-        rows = [row for mode in MODES for row in _traces(model, shard, table, mode, teacher, seed + number)]
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+    shards = [list(samples[start : start + table.shard_images]) for start in range(0, len(samples), table.shard_images)]
+    kept = {key: value for key, value in to_mapping(table).items() if key not in _FREE}
+    depends = {"teacher": teacher, "seed": seed, "images": _digest(samples), **(settings or {})}
+    _claim(folder, len(shards), {**depends, **{f"collect.{key}": value for key, value in kept.items()}})
+    missing = {number: shard for number, shard in enumerate(shards) if not _path(folder, number).is_file()}
+    waiting = sum(map(len, missing.values()))
+    with tqdm(total=len(samples), initial=len(samples) - waiting, desc="collect", unit="image", file=sys.stderr) as bar:
+        for number, content in _made(open_teacher, missing, table, teacher, seed, threads, bar):
+            atomic_write(_path(folder, number), content)
+    sys.stderr.write(_summary(folder, len(samples)))
     return folder
 
 
-def _traces(
-    model: TransformersModel, samples: Sequence[Sample], table: CollectRecipe, mode: Mode, teacher: str, seed: int
-) -> Iterator[dict[str, Any]]:
-    draws = table.samples if mode == "reason" else 1
-    temperature = table.temperature if mode == "reason" else None
-    # One reasoning at a time: a confidence is stated for the answer of its own reasoning.
-    samplings = [Sampling(temperature=temperature, seed=seed * draws + draw) for draw in range(draws)]
-    for batch in _batches(samples, table.batch_size):
-        images, labels = [sample.image for sample in batch], batch[0].resolve().labels
-        scored = [model.score(images, labels, mode, sampling) for sampling in samplings]
-        for i, sample in enumerate(batch):
-            for draw, sampling in enumerate(samplings):
-                yield _trace(sample, scored[draw], i, mode, sampling) | {"sample": draw, "teacher": teacher}
+def _made(
+    open_teacher: Callable[[], Teacher],
+    missing: Mapping[int, list[Sample]],
+    table: CollectRecipe,
+    teacher: str,
+    seed: int,
+    threads: int | None,
+    bar: Any,
+) -> Iterator[tuple[int, bytes]]:
+    """Yields the number and content of each missing shard as it is made."""
+    if not missing:
+        return
+    if table.workers > 1:
+        from .ray_workers import made_by_workers
+
+        make = (open_teacher, table, teacher, seed)
+        for number, content in made_by_workers(make, missing, workers=table.workers, threads=threads or 1):
+            bar.update(len(missing[number]))
+            yield number, content
+        return
+    maker = ShardMaker(open_teacher, table, name=teacher, seed=seed)
+    for number, shard in missing.items():
+        before = bar.n
+
+        def show(share: float, before: int = before, images: int = len(shard)) -> None:
+            bar.update(before + int(share * images) - bar.n)
+
+        yield number, maker.make(shard, show)
 
 
-def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """Yields the samples of each label set in batches, label sets in the order in which they first occur."""
-    groups: dict[tuple[str, ...], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.resolve().labels, []).append(sample)
-    for group in groups.values():
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+def _claim(folder: Path, shards: int, settings: Mapping[str, Any]) -> None:
+    """Writes down what the folder's traces depend on; refuses a folder of others."""
+    path = folder / RECORD
+    if path.is_file():
+        refuse_other(path, _record(folder)["settings"], settings)
+        return
+    if any(folder.glob("traces-*.parquet")):
+        raise ArtifactError(f"{folder} holds traces but no {RECORD}, which says how they were collected; remove them")
+    atomic_write(path, json.dumps({"shards": shards, "settings": settings}, indent=1, ensure_ascii=False) + "\n")
 
 
-def _trace(sample: Sample, scored: Scored, row: int, mode: Mode, sampling: Sampling) -> dict[str, Any]:
-    assert scored.verbalized is not None
-    labels = sample.resolve().labels
-    scores = scored.label_scores[row, 0]
-    answer = labels[int(scores.argmax())]
-    reasoning = "" if scored.texts is None else scored.texts[row][0]
-    confidence = float(scored.verbalized[row])
-    fault = _fault(reasoning, answer, confidence, labels, mode)
-    return {
-        "id": sample.id,
-        "image": sample.image,
-        "taxonomy": sample.taxonomy,
-        "labels": list(labels),
-        "mode": mode,
-        "reasoning": reasoning,
-        "answer": answer,
-        "confidence": confidence,
-        "label_scores": [float(score) for score in scores],
-        "parsed": not fault,
-        "fault": fault,
-        "seed": sampling.seed,
-        "temperature": sampling.temperature,
-    }
-
-
-def _fault(reasoning: str, answer: str, confidence: float, labels: Sequence[str], mode: Mode) -> str:
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
     try:
-        parse_response(reasoning + render_response(answer, confidence, None), labels, mode)
-    except ResponseError as error:
-        return str(error)
-    return ""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"shards": int(record["shards"]), "settings": dict(record["settings"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); remove {folder} and collect again") from error
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Returns how many images there are, and a hash of which, in which order, and what may be asked about them."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        line = [sample.id, sample.image, sample.taxonomy, sample.resolve().labels, sample.answer]
+        digest.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return f"{len(samples)}, sha256 {digest.hexdigest()}"
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"traces-{number:05d}.parquet"
+
+
+def _summary(folder: Path, images: int) -> str:
+    """Returns a line of how many traces parsed, and one for each kind of fault."""
+    total, faults = 0, Counter[str]()
+    for shard in sorted(folder.glob("traces-*.parquet")):
+        for fault in _read(shard, ["fault"])["fault"].to_pylist():
+            total += 1
+            if fault:
+                faults[fault_kind(fault)] += 1
+    broken = faults.total()
+    lines = [f"{total} traces of {images} images: {total - broken} parsed, {broken} are kept but not learnt from"]
+    lines += [f"{count:>8}  {kind}" for kind, count in faults.most_common()]
+    return "\n".join(lines) + "\n"
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
     """Returns all traces of a folder, in order.
 
     Raises:
-        ArtifactError: If there are none, or a shard cannot be read.
+        ArtifactError: If there are none, or not all yet, or a shard cannot be read.
     """
-    shards = sorted(folder.glob("traces-*.parquet"))
-    if not shards:
+    found = sorted(folder.glob("traces-*.parquet"))
+    if not found and not (folder / RECORD).is_file():
         raise ArtifactError(f"{folder} holds no traces; run 'emocaliber distill collect' first")
-    rows: list[dict[str, Any]] = []
-    for shard in shards:
-        try:
-            rows += pq.read_table(shard, schema=SCHEMA).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"trace shard {shard} cannot be read ({error}); remove it and collect again") from error
-    return rows
+    shards = _record(folder)["shards"]
+    if len(found) < shards:
+        raise ArtifactError(f"{folder} holds {len(found)} of {shards} shards; run 'emocaliber distill collect' to end")
+    return [row for shard in found for row in _read(shard, SCHEMA.names).to_pylist()]
+
+
+def _read(shard: Path, columns: Sequence[str]) -> Any:
+    """Returns columns of a shard as an Arrow table."""
+    try:
+        return pq.read_table(shard, schema=SCHEMA, columns=list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"trace shard {shard} cannot be read ({error}); remove it and collect again") from error

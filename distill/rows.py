@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emocaliber.runtime.calibration import softmax
 from emocaliber.runtime.errors import InputError
@@ -20,15 +21,16 @@ def student_rows(
 ) -> tuple[list[PackedRow], int]:
     """Returns the training rows of all traces that parsed, and how many did not.
 
-    The target distribution is ``(1 − w) · teacher + w · votes`` where a sample has votes, else the teacher's own.
+    The target distribution is ``(1 − w) · teacher + w · votes`` where a sample has votes, else the teacher's own. It is
+    one over the labels that the trace lists, in its order; of votes for other labels no notice is taken.
 
     Args:
-        traces: Rows of `emocaliber.distill.collect.SCHEMA`.
+        traces: Rows of `emocaliber.distill.traces.SCHEMA`.
         samples: The samples they were collected from.
         votes_share: w, in [0, 1].
 
     Raises:
-        InputError: If a trace belongs to none of the samples, or its labels are not the sample's.
+        InputError: If a trace belongs to none of the samples, or lists a label that its sample does not have.
     """
     known = {sample.id: sample for sample in samples}
     rows, skipped = [], 0
@@ -36,15 +38,20 @@ def student_rows(
         sample = known.get(trace["id"])
         if sample is None:
             raise InputError(f"trace {trace['id']} belongs to no sample given; collect the traces again")
-        if tuple(trace["labels"]) != sample.resolve().labels:
-            raise InputError(f"trace {trace['id']} has labels {trace['labels']}, its sample {sample.resolve().labels}")
+        own = sample.resolve().labels
+        strange = [label for label in trace["labels"] if label not in own]
+        if strange:
+            raise InputError(
+                f"trace {trace['id']} lists {', '.join(strange)}, which its sample's taxonomy {sample.taxonomy} "
+                f"({', '.join(own)}) does not have; give the samples it was collected from, or collect again"
+            )
         if not trace["parsed"]:
             skipped += 1
             continue
         target = softmax(np.array(trace["label_scores"]))
-        votes = sample.distribution() if sample.votes is not None else None
+        votes = _votes(sample, trace["labels"])
         if votes is not None:
-            target = (1.0 - votes_share) * target + votes_share * np.array(votes)
+            target = (1.0 - votes_share) * target + votes_share * votes
         rows.append(
             PackedRow(
                 image=trace["image"],
@@ -57,3 +64,14 @@ def student_rows(
             )
         )
     return rows, skipped
+
+
+def _votes(sample: Sample, labels: Sequence[str]) -> NDArray[np.float64] | None:
+    """Returns the votes among these labels as probabilities in their order, or None where there are none."""
+    distribution = sample.distribution() if sample.votes is not None else None
+    if distribution is None:
+        return None
+    share = dict(zip(sample.resolve().labels, distribution, strict=True))
+    votes = np.array([share[label] for label in labels])
+    total = votes.sum()
+    return votes / total if total > 0 else None

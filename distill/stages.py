@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
-from emocaliber.runtime.errors import ArtifactError, ConfigError
+from emocaliber.runtime.errors import ArtifactError, ConfigError, InputError
+from emocaliber.runtime.files import sha256_of
 from emocaliber.runtime.manifest import MANIFEST_NAME
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
 from emocaliber.train.choosing import choose_samples, take_balanced
 from emocaliber.train.launch import processes
 from emocaliber.train.model_recipe import BuildRecipe
-from emocaliber.train.models import build_model, open_processor, pretrained_student
+from emocaliber.train.models import DTYPES, build_model, open_processor, pretrained_student
 from emocaliber.train.recipe import Recipe
-from emocaliber.train.run import Stage, finished, read_stage, stage_taxonomies
+from emocaliber.train.run import RECORD, Stage, finished, read_stage, stage_taxonomies
 from emocaliber.train.stage_recipes import CollectRecipe, StudentRecipe
 from emocaliber.train.stages import longest_response, model_after, prepare
 from emocaliber.train.student_recipes import GroundRecipe, OnPolicyRecipe
@@ -39,6 +42,8 @@ from .grounding import train_grounded, unseen_first
 from .on_policy import train_on_policy
 from .rows import student_rows
 from .student import train_student
+from .traces import Teacher
+from .vllm_teacher import Engine, choose_engine, open_vllm
 
 
 def open_model(recipe: Recipe, path: str | Path, *, student: bool = False) -> TransformersModel:
@@ -64,10 +69,55 @@ def open_model(recipe: Recipe, path: str | Path, *, student: bool = False) -> Tr
 def run_collect(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:
     """Returns the folder of the teacher's traces; complete shards are kept."""
     table: CollectRecipe = recipe.stage("collect")
+    path = model_after(recipe, workspace, "calibrate")
+    engine = choose_engine(table.engine, built=recipe.teacher.build is not None)
+    return collect_traces(
+        partial(open_teacher, recipe, path, engine),
+        chosen_samples(recipe, workspace),
+        table,
+        workspace.traces,
+        teacher=f"{recipe.name}/calibrate",
+        seed=recipe.seed,
+        settings={
+            "weights": _weights(path),
+            "engine": engine,
+            "prompt": to_mapping(recipe.prompt),
+            "longest": longest_response(recipe),
+            "pixels": [recipe.teacher.min_pixels, recipe.teacher.max_pixels],
+        },
+        threads=recipe.threads,
+    )
+
+
+def open_teacher(recipe: Recipe, path: str | Path, engine: Engine) -> Teacher:
+    """Returns the teacher at ``path`` as traces are collected from it, on a GPU where there is one.
+
+    Raises:
+        ArtifactError: If there is none.
+        ExportError: If the runtime cannot score its family.
+        BackendError: If vLLM cannot load it.
+    """
+    table: CollectRecipe = recipe.stage("collect")
     prepare(recipe)
-    samples = chosen_samples(recipe, workspace)
-    model = open_model(recipe, model_after(recipe, workspace, "calibrate"))
-    return collect_traces(model, samples, table, workspace.traces, teacher=f"{recipe.name}/calibrate", seed=recipe.seed)
+    processor = open_processor(recipe.teacher, path)
+    if engine == "vllm":
+        asked = {"min_pixels": recipe.teacher.min_pixels, "max_pixels": recipe.teacher.max_pixels}
+        limits = {name: pixels for name, pixels in asked.items() if pixels is not None}
+        return open_vllm(path, processor, recipe.prompt, longest_response(recipe), table.precision, limits)
+    model = load_model(path, DTYPES[table.precision]).to(processes().device)
+    return TransformersModel(model, processor, recipe.prompt, longest_response(recipe))
+
+
+def _weights(path: str | Path) -> str:
+    """Returns what tells the weights at ``path`` from others: hashes of its record and settings, and the files' sizes.
+
+    The record of a stage holds how long it ran, so that no two runs have the same.
+    """
+    if not is_folder(path):
+        return str(path)
+    known = [f"{name} {sha256_of(file)}" for name in (RECORD, "config.json") if (file := Path(path, name)).is_file()]
+    sizes = [f"{file.name} {file.stat().st_size}" for file in sorted(Path(path).glob("*.safetensors"))]
+    return hashlib.sha256("\n".join([*known, *sizes]).encode()).hexdigest()
 
 
 def run_student(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Stage:
@@ -265,6 +315,18 @@ def _check_family(student: BuildRecipe, teacher: str | Path) -> None:
 
 
 def chosen_samples(recipe: Recipe, workspace: Workspace, count: int | None = None) -> list[Sample]:
-    """Returns training samples in the order in which they are traced: ``count`` of them, or as many as are traced."""
+    """Returns training samples in the order in which they are traced: ``count`` of them, or as many as are traced.
+
+    Raises:
+        InputError: If there are none of a taxonomy that the run is to learn.
+    """
     wanted = recipe.stage("collect").images if count is None else count
-    return choose_samples(load_samples(recipe, workspace, "train"), wanted, recipe.data.balance, recipe.seed + _CHOICE)
+    every = load_samples(recipe, workspace, "train")
+    chosen = choose_samples(every, wanted, recipe.data.balance, recipe.seed + _CHOICE)
+    untaught = [name for name in recipe.taxonomies if name not in {sample.taxonomy for sample in chosen}]
+    if untaught:
+        raise InputError(
+            f"none of the {len(chosen)} images to be traced has the taxonomy {' or '.join(untaught)}, which the "
+            f"student is to learn; raise collect.images ({len(every)} images train), or take it out of taxonomies"
+        )
+    return chosen

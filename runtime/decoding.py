@@ -26,6 +26,8 @@ class Sampling:
     """Draw from the fewest tokens whose probabilities sum to this, in (0, 1]."""
     seed: int = 0
     """Seed of the draws: an image's draws depend on it and on the number of the sample, not on the batch."""
+    image_seeds: tuple[int, ...] = ()
+    """One number for each image, by which images draw apart; empty lets all of them draw alike."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= 1024:
@@ -34,8 +36,9 @@ class Sampling:
             raise InputError(f"temperature is {self.temperature!r}, expected a number >= 0")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p!r}, expected a number above 0 and at most 1")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed!r}, expected an integer >= 0")
+        for seed in (self.seed, *self.image_seeds):
+            if seed < 0:
+                raise InputError(f"seed is {seed!r}, expected an integer >= 0")
         if self.samples > 1 and self.temperature == 0:
             raise InputError(f"{self.samples} samples at temperature 0 are all the same; give a temperature above 0")
 
@@ -46,9 +49,16 @@ class Sampling:
             return self.temperature
         return 0.0 if self.samples == 1 else 1.0
 
-    def generators(self) -> list[np.random.Generator]:
-        """Returns one generator for each sample of an image."""
-        return [np.random.default_rng([self.seed, number]) for number in range(self.samples)]
+    def generators(self, images: int) -> list[np.random.Generator]:
+        """Returns one generator for each sample of each image, image by image.
+
+        Raises:
+            InputError: If there are seeds of other than ``images`` images.
+        """
+        own: list[tuple[int, ...]] = [(seed,) for seed in self.image_seeds] or [()] * images
+        if len(own) != images:
+            raise InputError(f"there are {len(own)} image seeds for {images} images, expected one each or none")
+        return [np.random.default_rng([self.seed, number, *more]) for more in own for number in range(self.samples)]
 
 
 GREEDY = Sampling()
@@ -78,7 +88,7 @@ def generate(
         budget: Most tokens a sequence may write.
     """
     batch = context.batch
-    generators = [generator for _ in range(batch // sampling.samples) for generator in sampling.generators()]
+    generators = sampling.generators(batch // sampling.samples)
     written: list[list[int]] = [[] for _ in range(batch)]
     active = np.ones(batch, dtype=np.bool_)
     for _ in range(budget):

@@ -278,12 +278,28 @@ class CollectRecipe:
 
     images: int = 1000
     samples: int = 1
-    """Responses sampled per image and mode."""
+    """Reasonings sampled per image; nothing is sampled in direct mode."""
+    label_orders: int = 1
+    """Orders in which the candidates of a label set are listed, at most as many as it has labels, the first its own:
+    direct mode is asked once in each, the reasonings of an image take turns."""
+    subset_share: float = 0.0
+    """Share of the images that are asked for a random part of their candidates, which holds their answer."""
     temperature: float = 1.0
+    precision: Precision = "fp32"
+    """Type of the teacher's weights."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """``auto`` is vLLM where it is installed, there is a GPU, and the teacher was not built from scratch."""
     batch_size: int = 32
+    """Questions a teacher takes at once."""
+    shard_images: int = 256
+    """Images whose traces make a file: what a kill loses, and what a worker takes at once."""
+    workers: int = 1
+    """Teachers that collect side by side; more than one are processes of a Ray cluster, or of this machine."""
 
     def __post_init__(self) -> None:
-        positive(self, "images", "samples", "temperature", "batch_size")
+        positive(self, "images", "samples", "label_orders", "temperature", "batch_size", "shard_images", "workers")
+        if not 0.0 <= self.subset_share <= 1.0:
+            raise ConfigError(f"subset_share is {self.subset_share!r}, expected a number in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from tiny_run import tiny_recipe
 from emocaliber.distill import stages
 from emocaliber.distill.stages import open_model, run_collect, run_fit, run_student
 from emocaliber.runtime.cli import main
-from emocaliber.runtime.errors import ArtifactError, ConfigError
-from emocaliber.runtime.samples import Sample
+from emocaliber.runtime.errors import ArtifactError, ConfigError, InputError
+from emocaliber.runtime.samples import Sample, write_samples
 from emocaliber.train.models import build_model, build_processor, corpus
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import RECORD, Stage, save_stage
@@ -91,6 +91,34 @@ def test_traces_and_students_belong_together(workspace: Workspace, capsys: pytes
     tower = "model.vision_model.embeddings.patch_embedding.weight"
     assert torch.equal(ours[tower], theirs[tower])
     assert not torch.equal(ours["lm_head.weight"], theirs["lm_head.weight"])
+
+
+def test_traces_of_another_recipe_or_teacher_are_refused(workspace: Workspace) -> None:
+    table = {"images": 2, "batch_size": 2}
+    recipe = tiny_recipe(collect=table)
+    teacher_of(recipe, workspace)
+    run_collect(recipe, workspace)
+    with pytest.raises(ConfigError, match=r"other settings \(seed was 0, now 1\)"):
+        run_collect(dataclasses.replace(recipe, seed=1), workspace)
+    prompt = dataclasses.replace(recipe.prompt, direct="Well? [{labels}]")
+    with pytest.raises(ConfigError, match=r"other settings \(prompt was"):
+        run_collect(dataclasses.replace(recipe, prompt=prompt), workspace)
+    with pytest.raises(ConfigError, match=r"collect.label_orders was 1, now 2"):
+        run_collect(tiny_recipe(collect={**table, "label_orders": 2}), workspace)
+    record = workspace.stage("calibrate") / RECORD
+    record.write_text(json.dumps({"stage": "calibrate", "wall_s": 2.5}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"other settings \(weights was"):
+        run_collect(recipe, workspace)
+
+
+def test_a_taxonomy_without_an_image_is_an_error(workspace: Workspace) -> None:
+    recipe = tiny_recipe(collect={"images": 3}, taxonomies=["emotion6-7", "sentiment-2"])
+    teacher_of(recipe, workspace)
+    samples = [sample for sample in load_samples(recipe, workspace, "train") if sample.taxonomy == "emotion6-7"]
+    write_samples(samples, workspace.data / "samples.jsonl")
+    message = r"none of the 3 images to be traced has the taxonomy sentiment-2, .* raise collect.images \(\d+ images"
+    with pytest.raises(InputError, match=message):
+        run_collect(recipe, workspace)
 
 
 def test_a_student_of_other_sight_starts_from_scratch(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,28 @@ def test_a_batch_equals_its_images(
         np.testing.assert_allclose(batch.verbalized[row], single.verbalized[0], atol=1e-5)
 
 
+def test_images_with_seeds_of_their_own_draw_apart_wherever_they_stand(
+    real: tuple[Bundle, PromptTokenizer, OnnxEngine], pixels: np.ndarray
+) -> None:
+    bundle, tokenizer, engine = real
+    scorer = Scorer(bundle.manifest, tokenizer, engine)
+    same = np.repeat(pixels[:1], 3, axis=0)
+
+    def texts(*seeds: int) -> tuple[tuple[str, ...], ...]:
+        sampling = Sampling(samples=2, seed=5, image_seeds=seeds)
+        written = scorer.score(same[: len(seeds) or 3], LABELS, "reason", sampling, verbalize=False).texts
+        assert written is not None
+        return written
+
+    one, other = texts(8, 9, 8)[:2]
+    assert texts(8, 9, 8) == (one, other, one)
+    assert texts(9, 8) == (other, one)
+    assert len({*one, *other}) == 4
+    assert len(set(texts())) == 1
+    with pytest.raises(InputError, match="2 image seeds for 3 images, expected one each or none"):
+        scorer.score(same, LABELS, "reason", Sampling(image_seeds=(1, 2)), verbalize=False)
+
+
 def test_the_constant_prefix_is_read_once(
     real: tuple[Bundle, PromptTokenizer, OnnxEngine], pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
