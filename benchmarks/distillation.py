@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from emocaliber.distill.collect import read_traces
 from emocaliber.distill.measure import Truth, teacher_outputs, truth_of
 from emocaliber.distill.packing import PackedRow
 from emocaliber.distill.rows import student_rows
 from emocaliber.distill.stages import chosen_samples, new_student, open_model
 from emocaliber.distill.student import train_student
-from emocaliber.distill.traces import read_traces
 from emocaliber.evaluate.intervals import bootstrap_mean, paired_difference
 from emocaliber.evaluate.metrics import expected_calibration_error
 from emocaliber.runtime.grammar import MODES, Mode
@@ -129,7 +129,7 @@ def _measured(
         rows, _ = student_rows(traces, samples, votes_share=table.votes_share)
         model, processor = new_student(recipe, workspace)
         train_student(model, processor, variant.rows(rows), replace(recipe, student=table), folder, resume=True)
-    model = open_model(recipe, folder)
+    model = open_model(recipe, folder, student=True)
     groups: dict[str, list[Sample]] = {}
     for sample in load_samples(recipe, workspace, "test"):
         groups.setdefault(sample.taxonomy, []).append(sample)

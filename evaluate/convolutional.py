@@ -43,7 +43,7 @@ class ConvolutionalIdefics3Config(Idefics3Config):
     model_type = "idefics3_convolutional"
     sub_configs_defaults = {  # noqa: RUF012 - as transformers declares it
         **Idefics3Config.sub_configs_defaults,
-        "vision_config": ConvolutionalVisionConfig,
+        "vision_config": ConvolutionalVisionConfig,  # type: ignore[dict-item]
     }
 
 
@@ -129,5 +129,7 @@ def register() -> None:
     AutoModelForImageTextToText.register(
         ConvolutionalIdefics3Config, ConvolutionalIdefics3ForConditionalGeneration, exist_ok=True
     )
-    ConvolutionalIdefics3Config.register_for_auto_class()
-    ConvolutionalIdefics3ForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    ConvolutionalIdefics3Config.register_for_auto_class()  # type: ignore[no-untyped-call]
+    ConvolutionalIdefics3ForConditionalGeneration.register_for_auto_class(  # type: ignore[no-untyped-call]
+        "AutoModelForImageTextToText"
+    )

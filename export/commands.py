@@ -82,7 +82,7 @@ def _run_onnx(arguments: argparse.Namespace) -> int:
         kept = ", ".join(f"{count} {kind}" for kind, count in graph.float_nodes.items()) or "none"
         sys.stdout.write(
             f"{name}: {graph.bytes_before:,} bytes, int8 {graph.bytes_after:,}; "
-            f"{graph.quantized} weight matrices in 8 bits, kept in float: {kept}\n"
+            f"{graph.quantized} weights in 8 bits, kept in float: {kept}\n"
         )
     return 0
 

@@ -85,8 +85,9 @@ class ConvolutionalVisionEncoder(nn.Module):
         self.connector = model.model.connector
         for layers in [module for module in self.tower.modules() if isinstance(module, nn.Sequential)]:
             for place, norm in enumerate(layers):
-                if isinstance(norm, nn.BatchNorm2d):
-                    layers[place - 1] = fuse_conv_bn_eval(layers[place - 1], norm)
+                convolution = layers[place - 1]
+                if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
+                    layers[place - 1] = fuse_conv_bn_eval(convolution, norm)
                     layers[place] = nn.Identity()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Every product with a weight matrix becomes a ``MatMulNBits`` node: weights as unsigned bytes with one scale per block of
 32 along the inner dimension, activations in float. Quantising activations per tensor would be faster, but would make a
-label's score depend on what else is in the pass, and a calibrated probability cannot rest on that.
+label's score depend on what else is in the pass, and a calibrated probability cannot rest on that. Kernels of
+convolutions become signed bytes with one scale an output channel, and are made float again when they are read.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class GraphQuantization:
     """What happened to one graph."""
 
     quantized: int
-    """Weight matrices now stored in 8 bits."""
+    """Weight matrices and kernels now stored in 8 bits."""
     activation_products: int
     """Matrix products of two activations (attention), which hold no weights and stay float."""
     float_nodes: dict[str, int]
-    """Nodes that hold weights and stay float, by operator (a patch convolution, a small embedding table)."""
+    """Nodes that hold weights and stay float, by operator (a small embedding table)."""
     bytes_before: int
     """Size of the float file."""
     bytes_after: int
