@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ConfigError
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "distillation.py"
 SMALL = [
     "data.samples=scenes:120", "data.calibration=110", "data.test=24", "data.image_size=32", "vision.epochs=1",
     "teacher.build.image_size=32", "student.model.build.image_size=32", "reason.epochs=1", "annotate.images=8",
@@ -93,6 +96,15 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
     again = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert again["stages"]["calibrate"]["brier"] == pytest.approx(stages["calibrate"]["brier"])
     assert prediction.label in capsys.readouterr().out
+
+    # Its students can be held against each other.
+    table = tmp_path / "distillation.md"
+    script = [str(BENCHMARK), str(out), "--out", str(table), "--images", "8", "--epochs", "1", "--held-out", "8"]
+    subprocess.run([sys.executable, *script, "--variants", "full", "votes"], check=True, capture_output=True)
+    text = table.read_text(encoding="utf-8")
+    assert "## emotion6-7, reason mode, n = 8" in text
+    assert text.count("| votes | ") == 2
+    assert "| student, int8, calibrated | direct |" in text
 
 
 @pytest.mark.parametrize("table", ["annotate", "student", "bundle"])
