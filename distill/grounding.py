@@ -1,8 +1,8 @@
 """Stage *ground*: the confidence that the student states is trained towards how often the student itself is right.
 
 A student that copies its teacher's confidence inherits the teacher's accuracy in it, which is not its own, and is
-overconfident. So K responses are drawn from the student for each image, and the rate at which they are right becomes
-the target of the tokens of the confidence, alone: see `emocaliber.train.tokenized_brier`.
+overconfident. So K responses are drawn from the student for each image, and how often they are right becomes the target
+of the tokens of the confidence, alone: see `emocaliber.train.tokenized_brier`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from typing import Any
 from transformers import TrainingArguments
 
 from emocaliber.evaluate.responders import Drawing
+from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.samples import Sample
 from emocaliber.train.annotate import smoothed_rate
 from emocaliber.train.arguments import epoch_arguments
+from emocaliber.train.launch import processes
 from emocaliber.train.models import freeze_vision
 from emocaliber.train.open_responses import DrawnImage, OpenResponse, draw_open_responses
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import Stage, last_checkpoint
 from emocaliber.train.student_recipes import GroundRecipe
 from emocaliber.train.tokenized_brier import train_confidences
+
+from .scored_responder import ScoredResponder
 
 
 def train_grounded(
@@ -59,15 +63,21 @@ def train_grounded(
     table: GroundRecipe = recipe.stage("ground")
     started = time.perf_counter()
     checkpoint = last_checkpoint(folder, resume=resume)
+    model = model.to(processes().device).eval()
     drawn = draw_open_responses(
-        model,
+        ScoredResponder(
+            TransformersModel(model, processor, recipe.student_prompt, max_new_tokens),
+            recipe.student_prompt,
+            {sample.resolve().labels for sample in samples},
+            name=model.name_or_path or "student",
+            batch_size=table.draw_batch,
+        ),
         processor,
         samples,
         recipe.student_prompt,
         Drawing(count=table.samples, temperature=table.temperature, max_new_tokens=max_new_tokens, seed=recipe.seed),
         folder,
         direct_share=table.direct_share,
-        batch_size=table.draw_batch,
         half=table.precision == "bf16",
     )
     responses = [response for image in drawn for response in grounded(image, table)]

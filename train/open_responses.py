@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from emocaliber.evaluate.responders import Drawing
-from emocaliber.evaluate.transformers_responder import TransformersResponder
+from emocaliber.evaluate.responders import Drawing, Responder
 from emocaliber.runtime.errors import InputError, ResponseError
 from emocaliber.runtime.grammar import CONFIDENCE_OPEN, MODES, Mode, parse_response
 from emocaliber.runtime.prompts import PromptTemplate
@@ -45,7 +44,7 @@ class DrawnImage:
 
 
 def draw_open_responses(
-    model: Any,
+    responder: Responder,
     processor: Any,
     samples: Sequence[Sample],
     template: PromptTemplate,
@@ -53,22 +52,20 @@ def draw_open_responses(
     folder: Path,
     *,
     direct_share: float,
-    batch_size: int,
     half: bool,
 ) -> list[DrawnImage]:
-    """Returns the responses of ``model`` to each sample, those of one mode after those of the other.
+    """Returns the responses to each sample, those of one mode after those of the other.
 
     What the journals in ``folder`` hold is not drawn again; all processes share the work.
 
     Args:
-        model: The model, which is put into eval mode.
-        processor: Its processor.
+        responder: What responds.
+        processor: Of the model that is to be trained.
         samples: Samples with votes or answers.
         template: Instructions.
         drawing: How responses are drawn.
         folder: Where the journals are kept.
         direct_share: Share of the samples asked in direct mode.
-        batch_size: Images in one call of ``generate``.
         half: Whether to compute in bfloat16.
 
     Raises:
@@ -78,8 +75,6 @@ def draw_open_responses(
         if sample.distribution() is None:
             raise InputError(f"sample {sample.id} has neither votes nor an answer; nothing can score a confidence")
     device = processes().device
-    model = model.to(device).eval()
-    responder = TransformersResponder(model, processor, name=model.name_or_path or "a model", batch_size=batch_size)
     modes = choose_modes(len(samples), direct_share, drawing.seed)
     drawn: list[DrawnImage] = []
     for mode in MODES:

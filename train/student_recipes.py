@@ -58,9 +58,10 @@ class GroundRecipe:
     images: int = 1000
     samples: int = 8
     """K responses drawn for each image."""
-    target: Literal["rollouts", "answer"] = "rollouts"
-    """What a response with reasoning is to state: how often the K responses to its image are right, or how probable its
-    own answer is to be right. In direct mode it is always the latter: nothing is drawn before the answer."""
+    target: Literal["answer", "rollouts"] = "answer"
+    """What a response with reasoning is to state: how probable its own answer is to be right, or how often the K
+    responses to its image are. The latter is less than what the answer that is returned deserves, the most probable
+    one. In direct mode it is always the former: nothing is drawn before the answer."""
     prior: float = 0.5
     """Pseudo-counts a = b of the Beta prior that smooths the rate over K responses."""
     temperature: float = 1.0

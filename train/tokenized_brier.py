@@ -32,6 +32,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.evaluate.responders import Drawing
+from emocaliber.evaluate.transformers_responder import TransformersResponder
 from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.grammar import CONFIDENCE_CLOSE, CONFIDENCE_GRID, CONFIDENCE_OPEN
 from emocaliber.runtime.images import decode_image
@@ -42,6 +43,7 @@ from .adapters import adapters
 from .arguments import common_arguments, cut_batch, teacher_arguments
 from .choosing import prompt_samples
 from .conversations import passes
+from .launch import processes
 from .models import freeze_vision
 from .open_responses import OpenResponse, draw_open_responses
 from .recipe import Recipe
@@ -281,15 +283,16 @@ def open_responses(
         InputError: If a sample has neither votes nor an answer.
     """
     table: ReinforceRecipe = recipe.stage("calibrate")
+    model = model.to(processes().device).eval()
+    name = model.name_or_path or "stage-2 model"
     drawn = draw_open_responses(
-        model,
+        TransformersResponder(model, processor, name=name, batch_size=table.micro_batch or SAMPLED_AT_ONCE),
         processor,
         samples,
         recipe.prompt,
         Drawing(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=recipe.seed),
         folder,
         direct_share=table.direct_share,
-        batch_size=table.micro_batch or SAMPLED_AT_ONCE,
         half=table.precision == "bf16",
     )
     return [response for image in drawn for response in image.responses if response is not None]

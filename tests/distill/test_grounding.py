@@ -7,16 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_recipe
 
 from emocaliber.distill.grounding import grounded, train_grounded, unseen_first
+from emocaliber.distill.scored_responder import ScoredResponder
+from emocaliber.evaluate.responders import Drawing
 from emocaliber.evaluate.transformers_loading import load_model
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.runtime.errors import ConfigError, InputError
+from emocaliber.runtime.grammar import parse_response
 from emocaliber.runtime.samples import Sample
 from emocaliber.train import run
+from emocaliber.train.conversations import request_of
 from emocaliber.train.models import build_model, build_processor, corpus
 from emocaliber.train.open_responses import DrawnImage, OpenResponse
 from emocaliber.train.recipe import Recipe
@@ -70,7 +75,7 @@ def response(right: float) -> OpenResponse:
 def test_the_target_is_the_smoothed_success_rate_of_the_image() -> None:
     # Votes gave the four answers 0.6, 0.6 and 0.1; the fourth broke the grammar: (1.3 + 0.5) / (4 + 1).
     image = DrawnImage(mode="reason", responses=(response(0.6), response(0.6), None, response(0.1)))
-    table = recipe_of().stage("ground")
+    table = recipe_of(target="rollouts").stage("ground")
     assert [one.right for one in grounded(image, table)] == pytest.approx([0.36, 0.36, 0.36])
     # With labels a response is right or wrong: (2 + 1) / (4 + 2).
     image = DrawnImage(mode="reason", responses=(response(1.0), response(0.0), response(1.0), response(0.0)))
@@ -79,9 +84,9 @@ def test_the_target_is_the_smoothed_success_rate_of_the_image() -> None:
 
 def test_an_answer_by_itself_keeps_its_own_success() -> None:
     drawn = (response(0.6), None, response(0.1))
-    table = recipe_of().stage("ground")
+    table = recipe_of(target="rollouts").stage("ground")
     assert [one.right for one in grounded(DrawnImage(mode="direct", responses=drawn), table)] == [0.6, 0.1]
-    by_answer = dataclasses.replace(table, target="answer")
+    by_answer = recipe_of().stage("ground")
     assert [one.right for one in grounded(DrawnImage(mode="reason", responses=drawn), by_answer)] == [0.6, 0.1]
 
 
@@ -157,6 +162,33 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert len(history_of(whole)) == len(history_of(broken)) > 5
 
 
+def test_answers_are_drawn_from_what_the_student_scores(student: Path, ours: Any, scenes: list[Sample]) -> None:
+    """Also where it has not learnt to write one: random weights follow the grammar in direct mode."""
+    assert TAUGHT.teacher.build is not None
+    model = build_model(TAUGHT.teacher.build, ours, seed=3).eval()
+    scorer, labels = TransformersModel(model, ours, TAUGHT.prompt, LONGEST), scenes[0].resolve().labels
+    responder = ScoredResponder(scorer, TAUGHT.prompt, {labels}, name="untaught", batch_size=4)
+    requests = [request_of(scene, TAUGHT.prompt, "direct") for scene in scenes[:2]]
+    drawing = Drawing(count=600, temperature=0.5, seed=1)
+    drawn = [
+        [parse_response(text, labels, "direct").answer for text in texts]
+        for texts in responder.respond(requests, drawing)
+    ]
+    scores = scorer.score([scene.image for scene in scenes[:2]], labels, "direct", verbalize=False).label_scores[:, 0]
+    for answers, own in zip(drawn, scores, strict=True):
+        weights = np.exp(2.0 * (own - own.max()))
+        for label, share in zip(labels, weights / weights.sum(), strict=True):
+            # Four standard deviations of 600 draws.
+            assert answers.count(label) / 600 == pytest.approx(
+                share, abs=4.0 * (share * (1.0 - share) / 600) ** 0.5 + 1e-3
+            )
+    assert responder.respond(requests, drawing) == responder.respond(requests, drawing)
+    # Reasonings that do not end are left as they are.
+    (texts,) = responder.respond([request_of(scenes[0], TAUGHT.prompt, "reason")], Drawing(count=2, temperature=1.0))
+    assert len(texts) == 2
+    assert all(text.endswith("<confidence>0.50</confidence>") and "</answer>" in text for text in texts)
+
+
 def test_what_cannot_be_grounded_is_named(student: Path, ours: Any, scenes: list[Sample], tmp_path: Path) -> None:
     blank = [dataclasses.replace(scene, answer=None, votes=None) for scene in scenes]
     with pytest.raises(InputError, match="has neither votes nor an answer; nothing can score a confidence"):
@@ -164,7 +196,7 @@ def test_what_cannot_be_grounded_is_named(student: Path, ours: Any, scenes: list
     assert TAUGHT.teacher.build is not None
     untaught = build_model(TAUGHT.teacher.build, ours, seed=0)
     with pytest.raises(InputError, match="none of the 24 responses of the student follows the grammar"):
-        train_grounded(untaught, ours, scenes, recipe_of(), tmp_path, max_new_tokens=8)
+        train_grounded(untaught, ours, scenes, recipe_of(direct_share=0.0), tmp_path, max_new_tokens=8)
 
 
 @pytest.mark.parametrize(
