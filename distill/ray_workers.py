@@ -87,18 +87,12 @@ def made_by_workers(
             f"collect.workers is {workers}, which needs Ray ({error}); run: pip install 'emocaliber[ray]', or say "
             f"--set collect.workers=1"
         ) from error
-    workers, started = min(workers, len(shards)), not ray.is_initialized()
-    if started:
-        try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            address = os.environ.get("RAY_ADDRESS", "none is set")
-            raise BackendError(f"Ray did not start or answer (RAY_ADDRESS: {address}): {error}") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
+    workers = min(workers, len(shards))
+    rows = [{"shard": number, "samples": json.dumps(to_mapping(samples))} for number, samples in shards.items()]
+    # Ray prints what its workers complain of on standard output, where only results belong.
+    with contextlib.redirect_stdout(sys.stderr), _cluster(ray):
         needs = _needs(ray.cluster_resources(), workers, threads)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"shard": number, "samples": json.dumps(to_mapping(samples))} for number, samples in shards.items()]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
             batch_size=1,
@@ -107,17 +101,35 @@ def made_by_workers(
             fn_constructor_args=(make,),
             **needs,
         )
-        # Ray prints what its workers complain of on standard output, where only results belong.
-        with contextlib.redirect_stdout(sys.stderr):
+        try:
             for row in made.iter_rows():
                 if row["kind"]:
                     raise cast("EmoCaliberError", getattr(errors, row["kind"])(row["message"]))
                 yield row["shard"], row["content"]
-    except ray.exceptions.RayError as error:
-        raise BackendError(f"Ray failed: {_said(error)}") from error
+        except ray.exceptions.RayError as error:
+            raise BackendError(f"Ray failed: {_said(error)}") from error
+
+
+@contextlib.contextmanager
+def _cluster(ray: Any) -> Iterator[None]:
+    """Connects to a cluster, or starts one, for as long as the block lasts; one that is connected already stays.
+
+    Raises:
+        BackendError: If there is none to be had.
+    """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "none is set")
+        raise BackendError(f"Ray did not start or answer (RAY_ADDRESS: {address}): {error}") from error
+    try:
+        yield
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _needs(cluster: Mapping[str, float], workers: int, threads: int) -> dict[str, Any]:

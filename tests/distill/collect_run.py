@@ -2,7 +2,7 @@
 
 ``FOLDER`` holds ``samples.jsonl``. ``here`` collects into ``FOLDER/here`` one image at a time, which a test kills.
 ``workers`` does so by a local Ray cluster of two workers, which leave their process numbers in ``FOLDER/workers.pids``;
-then it provokes what can go wrong there, and prints the messages as JSON.
+then it provokes what can go wrong there, and leaves the messages in ``FOLDER/messages.json``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main(how: str, name: str) -> None:
     if how == "here":
         collect_here(samples, folder)
     else:
-        sys.stdout.write(json.dumps(collect_by_workers(samples, folder)))
+        (folder / "messages.json").write_text(json.dumps(collect_by_workers(samples, folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":

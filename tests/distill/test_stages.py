@@ -98,7 +98,7 @@ def test_traces_of_another_recipe_or_teacher_are_refused(workspace: Workspace) -
     recipe = tiny_recipe(collect=table)
     teacher_of(recipe, workspace)
     run_collect(recipe, workspace)
-    with pytest.raises(ConfigError, match=r"other settings \(seed was 0, now 1\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(images was .*; seed was 0, now 1\)"):
         run_collect(dataclasses.replace(recipe, seed=1), workspace)
     prompt = dataclasses.replace(recipe.prompt, direct="Well? [{labels}]")
     with pytest.raises(ConfigError, match=r"other settings \(prompt was"):
