@@ -70,6 +70,7 @@ def test_a_killed_collection_ends_as_if_it_had_not_been(folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_two_workers_of_a_local_ray_cluster_leave_the_same_shards(folder: Path) -> None:
     pytest.importorskip("ray")
     finish(begin("workers", folder))
