@@ -35,7 +35,7 @@ from emocaliber.train.run import RECORD, Stage, finished, read_stage, stage_taxo
 from emocaliber.train.stage_recipes import CollectRecipe, StudentRecipe
 from emocaliber.train.stages import longest_response, model_after, prepare
 from emocaliber.train.student_recipes import GroundRecipe, OnPolicyRecipe
-from emocaliber.train.workspace import SCENES, Workspace, load_samples
+from emocaliber.train.workspace import SCENES, SETS, Workspace, load_samples
 
 from .collect import collect_traces, read_traces
 from .grounding import train_grounded, unseen_first
@@ -218,10 +218,20 @@ def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
         table,
         taxonomies=recipe.taxonomies,
         template=recipe.student_prompt,
-        provenance={"recipe": to_mapping(recipe)},
+        provenance={"recipe": _published(recipe)},
         max_new_tokens=longest_response(recipe),
     )
     return write_bundle(workspace.bundle, load_model(folder), load_processor(folder), spec)
+
+
+def _published(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as a bundle records it: without the folders of the machine it ran on."""
+    mapping: dict[str, Any] = to_mapping(recipe)
+    if recipe.data.samples.startswith(SETS):
+        mapping["data"]["samples"] = f"{SETS}FOLDER"
+    elif not recipe.data.samples.startswith(SCENES):
+        mapping["data"]["samples"] = Path(recipe.data.samples).name
+    return mapping
 
 
 def run_fit(recipe: Recipe, workspace: Workspace, *, resume: bool = False) -> Path:

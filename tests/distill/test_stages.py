@@ -160,3 +160,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         with pytest.raises(SystemExit) as caught:
             main(["distill", *usage])
         assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "kept"),
+    [("sets:/home/me/sets", "sets:FOLDER"), ("/home/me/samples.jsonl", "samples.jsonl"), ("scenes:8", "scenes:8")],
+)
+def test_a_bundle_does_not_tell_of_the_folders_it_was_made_in(samples: str, kept: str) -> None:
+    recipe = tiny_recipe(data={"samples": samples})
+    mapping = stages._published(recipe)
+    assert mapping["data"]["samples"] == kept
+    assert "/home" not in json.dumps(mapping)
+    assert recipe.data.samples == samples
