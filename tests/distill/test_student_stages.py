@@ -92,11 +92,11 @@ def test_a_student_is_asked_first_about_what_it_has_not_seen(
     (call,) = calls
     assert (call["from"], call["folder"]) == (str(workspace.stage("student")), workspace.stage("ground"))
     assert (call["max_new_tokens"], call["resume"]) == (12, True)
-    traced = {sample.id for sample in stages._chosen(recipe, workspace, 5)}
+    traced = {sample.id for sample in stages.chosen_samples(recipe, workspace, 5)}
     count = len(call["samples"])
     known = [sample.id in traced for sample in call["samples"]]
     assert known == [False] * (count - 5) + [True] * 5
-    assert "the student has learnt from 5 of the images it is asked about" in capsys.readouterr().err
+    assert f"the student has learnt from 5 of the {count} images it is asked about" in capsys.readouterr().err
 
 
 def test_the_grounded_student_is_the_one_that_is_exported(
