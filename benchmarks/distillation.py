@@ -61,10 +61,10 @@ def one_hot(rows: Rows) -> Rows:
 
 
 VARIANTS = (
-    Variant(name="full", said="the recipe's: text, teacher's distribution mixed with votes, altered images"),
-    Variant(name="answers", said="the teacher's answer for its distribution and the votes", rows=one_hot),
+    Variant(name="full", said="the recipe's student: text, and the label distribution of its votes_share"),
+    Variant(name="answers", said="for the label distribution, the teacher's answer", rows=one_hot),
     Variant(name="teacher", said="the teacher's distribution alone", table=lambda t: replace(t, votes_share=0.0)),
-    Variant(name="votes", said="votes alone", table=lambda t: replace(t, votes_share=1.0)),
+    Variant(name="mixture", said="teacher's and votes', half each", table=lambda t: replace(t, votes_share=0.5)),
     Variant(
         name="no-text", said="no text: direct mode alone", table=lambda t: replace(t, sequence_weight=0.0),
         rows=lambda rows: [row for row in rows if row.mode == "direct"],

@@ -100,10 +100,10 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
     # Its students can be held against each other.
     table = tmp_path / "distillation.md"
     script = [str(BENCHMARK), str(out), "--out", str(table), "--images", "8", "--epochs", "1", "--held-out", "8"]
-    subprocess.run([sys.executable, *script, "--variants", "full", "votes"], check=True, capture_output=True)
+    subprocess.run([sys.executable, *script, "--variants", "full", "teacher"], check=True, capture_output=True)
     text = table.read_text(encoding="utf-8")
     assert "## emotion6-7, reason mode, n = 8" in text
-    assert text.count("| votes | ") == 2
+    assert text.count("| teacher | ") == 2
     assert "| student, int8, calibrated | direct |" in text
 
 

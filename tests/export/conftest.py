@@ -21,7 +21,7 @@ SPEC = BundleSpec(
     provenance={
         "summary": "A model for tests.",
         "training_data": ["nothing at all"],
-        "metrics": {"float": {"acc": 0.5}},
+        "metrics": {"float": {"acc": 0.5, "kl": [0.25, 0.2, 0.31]}},
     },
 )
 

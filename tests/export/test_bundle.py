@@ -70,7 +70,7 @@ def test_model_card_says_what_is_recorded(written: Path) -> None:
     assert card.startswith("# tiny 1.2.3\n\nA model for tests.\n")
     for text in ("evoke", "It does not read what a person", "hiring", "policing", "medical", "surveillance"):
         assert text in card
-    assert "| float | 0.5 |" in card
+    assert "| float | 0.5 | 0.25 (0.2 to 0.31) |" in card
     assert "None: the probabilities of this bundle are raw" in card
     assert "- nothing at all" in card
     assert "## Limits\n\nNot recorded." in card
@@ -133,11 +133,11 @@ def test_replacing_the_calibration(written: Path, tmp_path: Path) -> None:
     replace_calibration(target, [CALIBRATOR], metrics={"int8, calibrated": {"acc": 0.75, "auroc": None}})
     with Bundle.open(target) as bundle:
         assert bundle.calibrators == (CALIBRATOR,)
-        assert bundle.manifest.provenance["metrics"]["float"] == {"acc": 0.5}
+        assert bundle.manifest.provenance["metrics"]["float"] == {"acc": 0.5, "kl": [0.25, 0.2, 0.31]}
     card = (target / "MODEL_CARD.md").read_text(encoding="utf-8")
     row = "| emotion6-7 | direct | int8 | cpu | temperature | none | 100 | 1.900 | aps | 0.8, 0.9 | none | made up |"
     assert row in card
-    assert "| int8, calibrated | 0.75 | undefined |" in card
+    assert "| int8, calibrated | 0.75 |  | undefined |" in card
     assert "Without a calibrator: sentiment-2." in card
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     with Bundle.open(written) as bundle:
