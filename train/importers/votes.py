@@ -42,7 +42,8 @@ def read_emotion6(source: Path, options: ImportOptions) -> Reading:
     path = annotation_file(source, ("ground_truth.txt",))
     roots = (*options.images, path.parent / "images", path.parent)
     reading = Reading(files=(path,))
-    for row in read_table(path, ("[image_filename]", "[valence]", *_EMOTION6), delimiter="\t"):
+    columns = (*_EMOTION6, *(["[valence]"] if "sentiment-2" in chosen else []))
+    for row in read_table(path, ("[image_filename]", *columns), delimiter="\t"):
         name = row.cells["[image_filename]"]
         for taxonomy in chosen:
             votes = _emotion6_votes(row, taxonomy)
