@@ -167,10 +167,10 @@ def _document(
         "",
         f"Made by `python benchmarks/distillation.py RUN --out FILE --images {arguments.images} --epochs "
         f"{arguments.epochs:g} --held-out {arguments.held_out} --variants {' '.join(arguments.variants)}` on a "
-        f"finished run of the recipe `nano` ({made}; {versions}). Students in float32, not calibrated, on the run's own "
-        "test split; one seed. Accuracy is against the label with most votes, all else against the votes. In brackets, "
-        "95 % bootstrap intervals; below a figure, the paired difference to the full student, of which an interval "
-        "beside 0 tells.",
+        f"finished run of the recipe `nano` ({made}; {versions}). Students in float32, not calibrated, on the run's "
+        "own test split; one seed. Accuracy is against the label with most votes, all else against the votes. In "
+        "brackets, 95 % bootstrap intervals; below a figure, the paired difference to the full student, of which an "
+        "interval beside 0 tells.",
         "",
         *(f"- **{variant.name}**: {variant.said}" for variant in chosen),
         "",
