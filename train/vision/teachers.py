@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from emocaliber.evaluate.convolutional import ResidualBlock, normed
 from emocaliber.runtime.files import atomic_write
 from emocaliber.train.launch import processes
 from emocaliber.train.recipe import Recipe
@@ -42,10 +43,10 @@ class ResidualNet(nn.Module):
         """Has random weights drawn from torch's own random numbers."""
         super().__init__()
         first, stride = group.widths[0], group.stride
-        self.stem = _normed(3, first, kernel=2 * stride + 1, stride=stride)
+        self.stem = normed(3, first, kernel=2 * stride + 1, stride=stride)
         inputs = (first, *group.widths)
         self.blocks = nn.ModuleList(
-            _Block(before, after, stride=2 if place else 1)
+            ResidualBlock(before, after, stride=2 if place else 1)
             for place, (before, after) in enumerate(zip(inputs, group.widths, strict=False))
         )
         self.dropout = nn.Dropout(group.dropout)
@@ -58,25 +59,6 @@ class ResidualNet(nn.Module):
         for block in self.blocks:
             maps.append(block(maps[-1]))
         return self.head(self.dropout(maps[-1].mean(dim=(2, 3)))), maps[-2:]
-
-
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.first = _normed(inputs, outputs, kernel=3, stride=stride)
-        self.second = _normed(outputs, outputs, kernel=3, stride=1)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            pool = nn.AvgPool2d(stride, ceil_mode=True)
-            self.shortcut = nn.Sequential(pool, *_normed(inputs, outputs, kernel=1, stride=1))
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.second(torch.relu(self.first(maps))) + self.shortcut(maps))
-
-
-def _normed(inputs: int, outputs: int, *, kernel: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 class _Lessons(nn.Module):
