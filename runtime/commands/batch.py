@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         collection = Collection(plan, [item.image for item in items], settings)
         before = collection.done
         with _kept(collection, plan):
-            drifts = _collect(arguments, model, items, plan, collection)
+            drifts = collect(arguments, model, items, plan, collection)
         _warn_of_drift(model, drifts)
     _summarise(plan, collection, len(items) - before, time.monotonic() - started)
     return EXIT_ERROR if collection.failed else EXIT_OK
@@ -127,7 +127,7 @@ def _kept(collection: Collection, plan: Plan) -> Iterator[None]:
     collection.close()
 
 
-def _collect(
+def collect(
     arguments: argparse.Namespace, model: EmotionModel, items: Sequence[Item], plan: Plan, collection: Collection
 ) -> dict[Question, tuple[int, Floats]]:
     """Adds the results of all images that have none; returns number and summed coordinates of the drifts, by question.

@@ -16,6 +16,9 @@ from .inference import Question
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
+_MAX_PADDING = 1 << 20
+"""Bytes behind the last member that are looked at; tars are padded to a multiple of 10 KiB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -123,6 +126,8 @@ def _members(archive: str) -> Iterator[tuple[str, Member]]:
 
     Raises:
         InputError: If an image has no bytes of its own.
+        TarError: If the tar is damaged or cut off.
+        OSError: If it cannot be read.
     """
     with tarfile.open(archive, "r:") as tar:
         for entry in tar:
@@ -134,6 +139,13 @@ def _members(archive: str) -> Iterator[tuple[str, Member]]:
                     "make the tar again with --hard-dereference --dereference and without --sparse"
                 )
             yield entry.name, Member(archive=archive, offset=entry.offset_data, size_bytes=entry.size)
+        end = tar.offset
+    # tarfile takes a damaged header, or the end of the file, for the end of the tar.
+    with Path(archive).open("rb") as stream:
+        stream.seek(end)
+        rest = stream.read(_MAX_PADDING)
+    if len(rest) < tarfile.BLOCKSIZE or any(rest):
+        raise tarfile.ReadError(f"at byte {end} its end mark is missing, or something follows it")
 
 
 def _asked(question: Question, taxonomy: str, labels: tuple[str, ...] | None) -> Question:

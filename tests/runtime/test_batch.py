@@ -161,6 +161,7 @@ def test_an_image_named_twice_is_resumed_once(
     with monkeypatch.context() as patch:
         Interruption(patch, at=1)
         assert run(tiny_bundle, samples, out) == 130
+    with monkeypatch.context() as patch:
         second = Interruption(patch)
         assert run(tiny_bundle, samples, out, "--resume") == 0
     assert [Path(path).name for path in second.predicted] == ["b.JPG", "a.png"]
