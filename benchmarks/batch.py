@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emocaliber.runtime import EmotionModel
-from emocaliber.runtime.cli import EXIT_OK
 from emocaliber.runtime.commands import batch
+from emocaliber.runtime.commands.collection import Collection, Plan
+from emocaliber.runtime.commands.console import write_text
 from emocaliber.runtime.commands.inference import candidates_of, load_model, question_of
 from emocaliber.runtime.commands.inputs import Item, find_items
 from emocaliber.runtime.commands.pipeline import CHUNK
@@ -50,21 +51,21 @@ def report(arguments: argparse.Namespace, model: EmotionModel, items: list[Item]
             model.predict_batch(decoded[start : start + CHUNK], **question.arguments())
 
     def pipeline() -> None:
-        plan = batch.Plan(out=arguments.out, images=len(items), shard_size=None, chunk=CHUNK)
-        collection = batch.Collection(plan, [item.image for item in items], {})
+        plan = Plan(out=arguments.out, images=len(items), shard_size=None, chunk=CHUNK)
+        collection = Collection(plan, [item.image for item in items], {})
         batch.collect(arguments, model, items, plan, collection)
-        assert collection.failed == EXIT_OK
+        collection.close()
         arguments.out.unlink()
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{model.manifest.name} {model.precision}, {model.engine}, {len(items)} images, {question.mode} mode")
+    write_text(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    write_text(f"{model.manifest.name} {model.precision}, {model.engine}, {len(items)} images, {question.mode} mode")
     engine()
     ratios = []
     for _ in range(arguments.turns):
         alone, all_in_all = rate(engine, len(items)), rate(pipeline, len(items))
         ratios.append(all_in_all / alone)
-        print(f"engine {alone:8.1f} images/s   pipeline {all_in_all:8.1f} images/s   {ratios[-1]:.3f}", flush=True)
-    print(f"median ratio {statistics.median(ratios):.3f}")
+        write_text(f"engine {alone:8.1f} images/s   pipeline {all_in_all:8.1f} images/s   {ratios[-1]:.3f}")
+    write_text(f"median ratio {statistics.median(ratios):.3f}")
 
 
 def rate(work: Callable[[], None], images: int) -> float:

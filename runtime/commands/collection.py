@@ -156,7 +156,7 @@ class Collection:
         with partial.open("rb") as stream:
             head = self._head(stream.readline())
             self._finished, self._finished_failed = head["done"], head["failed"]
-            _, span = self._plan.file_of(self._finished)
+            path, span = self._plan.file_of(self._finished)
             self.done, self.failed = self._finished, self._finished_failed
             kept, errors = stream.tell(), 0
             for number, image in enumerate(span, 2):
@@ -166,6 +166,8 @@ class Collection:
                 errors += self._is_error(line, self._images[image], f"{partial}, line {number}")
                 if (number - 1) % self._plan.chunk == 0 or image + 1 == span.stop:
                     kept, self.done, self.failed = stream.tell(), image + 1, self._finished_failed + errors
+        for torn in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            torn.unlink()
         self._stream = partial.open("r+b")
         self._stream.truncate(kept)
         self._stream.seek(kept)
