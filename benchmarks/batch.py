@@ -1,8 +1,8 @@
 """What ``emocaliber batch`` leaves of the engine's throughput: ``python benchmarks/batch.py INPUT... [--bundle B]``.
 
 Both sides predict the same images in the same run, by turns: the engine from memory, where the images lie decoded, in
-`EmotionModel.predict_batch`; the pipeline from their files to the finished output. Prints both and their ratio by turns,
-and the machine. Where the engine itself takes all cores, decoding takes from it: the CPU times say how much.
+`EmotionModel.predict_batch`; the pipeline from their files to the finished output. Prints both, their ratio, and the
+machine. Where the engine itself takes all cores, decoding takes from it: the CPU times say how much.
 """
 
 from __future__ import annotations
