@@ -104,11 +104,13 @@ def _settings(
         images.update(json.dumps([item.image, numbers[item.question], place]).encode() + b"\n")
     files = {name: record.sha256 for name, record in model.manifest.files.items()}
     bundle = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    asked = question_of(arguments).arguments()
     return {
         "images": f"{len(items)}, sha256 {images.hexdigest()}",
         "taxonomy": ", ".join(dict.fromkeys(taxonomy.name for taxonomy in taxonomies.values())),
         "labels": [list(taxonomy.labels) for taxonomy in taxonomies.values()],
-        **{name: getattr(arguments, name) for name in ("mode", "coverage", "samples", "seed", "engine", "shard_size")},
+        **{name: value for name, value in asked.items() if name not in ("taxonomy", "labels")},
+        **{name: getattr(arguments, name) for name in ("engine", "shard_size")},
         "bundle": f"{model.manifest.name} {model.manifest.version}, sha256 {bundle}",
         "precision": model.precision,
         "out": arguments.out.suffix.lower(),
