@@ -69,6 +69,12 @@ class Prediction:
     """Fitted thresholds of the prediction sets; None without a calibrator. Not written to JSON."""
     calibrator: str | None = None
     """What the calibrator was fitted on, in words; None without one. Not written to JSON."""
+    out_of_scope: str | None = None
+    """What no calibrator of the bundle covers in this call (label set, mode, precision, engine), in words; None where
+    one covers all of it. Not written to JSON."""
+    out_of_time: bool = False
+    """Whether a time budget cut the reasoning short: the distribution is that of the reasonings that were complete or,
+    where `mode` is ``direct``, of the answer without any. Not written to JSON."""
     drift: Drift | None = None
     """Where the image lies among the calibration images; None where the calibrator recorded none. Not written to
     JSON."""
