@@ -21,6 +21,7 @@ from .grammar import AskedMode, Mode, Response, parse_response, parse_response_o
 from .images import ImageLimits, ImageSource
 from .manifest import Manifest
 from .prediction import Prediction
+from .smoothing import Smoothed, Smoother
 from .taxonomy import TAXONOMIES, Taxonomy, resolve_taxonomy
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ __all__ = [
     "ResponseError",
     "Scores",
     "Section",
+    "Smoothed",
+    "Smoother",
     "StreamEvent",
     "TAXONOMIES",
     "Taxonomy",
