@@ -145,24 +145,26 @@ def test_what_is_wrong_is_said_by_the_call_and_not_by_the_first_event(model: Emo
         model.stream(PHOTO, mode="fast")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("limit", [1, 3, 5, 7])
+@pytest.mark.parametrize(("limit", "share"), [(1, "some"), (5, "none")])
 def test_auto_reasons_only_where_the_set_is_larger(
-    model: EmotionModel, images: list[np.ndarray], limit: int, monkeypatch: pytest.MonkeyPatch
+    model: EmotionModel, images: list[np.ndarray], limit: int, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct = model.predict_batch(images, coverage=0.8)
-    reasoned = model.predict_batch(images, coverage=0.8, mode="reason")
+    asked: dict[str, Any] = {"labels": ["joy", "sad", "bored", "mad", "odd"], "coverage": 0.8}
+    direct = model.predict_batch(images, **asked)
+    reasoned = model.predict_batch(images, mode="reason", **asked)
     large = [len(prediction.prediction_set()) > limit for prediction in direct]
+    assert (share == "some") == (0 < sum(large) < 6), "the example must have sets of both kinds"
     seen = []
     encode = model._scorer._engine.encode_images
     monkeypatch.setattr(
         model._scorer._engine, "encode_images", lambda pixels: seen.append(len(pixels)) or encode(pixels)
     )
-    found = model.predict_batch(images, coverage=0.8, mode="auto", max_set_size=limit)
+    found = model.predict_batch(images, mode="auto", max_set_size=limit, **asked)
     assert seen == [6], "the vision encoder sees each image once"
     for prediction, quick, slow, is_large in zip(found, direct, reasoned, large, strict=True):
         same(prediction, slow if is_large else quick)
     for image, prediction in zip(images, found, strict=True):
-        same(last(model.stream(image, coverage=0.8, mode="auto", max_set_size=limit)), prediction)
+        same(last(model.stream(image, mode="auto", max_set_size=limit, **asked)), prediction)
 
 
 def test_auto_needs_a_limit_that_makes_sense(model: EmotionModel, images: list[np.ndarray]) -> None:
@@ -181,3 +183,19 @@ def test_a_stream_that_has_begun_outlives_its_model(tiny_bundle: Path, images: l
     same(last(events), expected)
     with pytest.raises(BackendError, match="was closed"):
         model.stream(images[0])
+
+
+def test_a_batch_that_has_begun_outlives_its_model(
+    tiny_bundle: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmotionModel.load(tiny_bundle, engine="cpu", threads=1) as model:
+        expected = [model.predict(image) for image in images]
+        monkeypatch.setattr(model._scorer, "batch_size", lambda *_: 1)
+
+        def source() -> Iterator[np.ndarray]:
+            yield images[0]
+            model.close()
+            yield from images[1:]
+
+        for found, alone in zip(model.predict_batch(source()), expected, strict=True):
+            same(found, alone)
