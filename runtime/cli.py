@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The reader of our output has gone: nothing is left to say, and nobody to say it to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
-        print(f"emocaliber: error: {error.strerror}: {error.filename}", file=sys.stderr)
+        reason = error.strerror or str(error) or type(error).__name__
+        print(f"emocaliber: error: {reason}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("emocaliber: interrupted", file=sys.stderr)
