@@ -181,7 +181,7 @@ def read_calibrators(path: Path) -> tuple[Calibrator, ...]:
         raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
     mapping = parse_json(text, path.name)
     found = mapping.get("schema_version", CALIBRATION_SCHEMA) if isinstance(mapping, dict) else CALIBRATION_SCHEMA
-    if found not in READABLE_SCHEMAS:
+    if isinstance(found, bool) or found not in READABLE_SCHEMAS:
         raise ArtifactError(
             f"{path.name}: schema_version is {found!r}, this version reads {' and '.join(map(str, READABLE_SCHEMAS))}; "
             "update emocaliber, or fit the calibrators again"

@@ -111,9 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         print(f"emocaliber: error: {reason}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if not _interrupted(error):
+            raise
         print("emocaliber: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Returns whether Ctrl-C is at the root of an error: compiled modules turn it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,7 +211,8 @@ def _reason(error: Exception) -> str:
 
 def _convert(image: Image.Image, where: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
     _check_pixels(image.width, image.height, where, limits)
-    image.load()
+    with _without_warnings() if image.format == "TIFF" else nullcontext():  # TIFF reads its EXIF while loading
+        image.load()
     _check_pixels(image.width, image.height, where, limits)
     with _without_warnings():
         # After `load`: some formats store EXIF behind the pixels, and TIFF turns itself upright while loading.
