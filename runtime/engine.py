@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import ArtifactError, BackendError, InputError
 from .manifest import DecoderShape
+from .onnx_runtime import onnxruntime
 
 EngineName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "cuda", "tensorrt")
