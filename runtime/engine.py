@@ -177,9 +177,7 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
         providers.insert(0, _PROVIDERS["tensorrt"])
     try:
         # With its own fallback it would print to standard output and try the same again.
-        return onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=providers, enable_fallback=0
-        )
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-_CONTROLS = {code: "?" for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160), *range(8234, 8239), *range(8294, 8298)), "?")
 """Escape sequences, and marks that turn the direction of writing: names and texts of others are shown, never obeyed."""
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emocaliber.runtime import Bundle, EmotionModel, bundle as bundle_module
+from emocaliber.runtime import Bundle, EmotionModel
+from emocaliber.runtime import bundle as bundle_module
 from emocaliber.runtime.archive import collisions, is_safe_name, unpack
 from emocaliber.runtime.errors import ArtifactError, BackendError, EmoCaliberError
 from emocaliber.runtime.manifest import parse_manifest
@@ -197,7 +198,7 @@ def test_weights_outside_of_the_manifest(copy: Path, location: str, place: str) 
     put(copy, GRAPH, with_external_weights((copy / GRAPH).read_bytes(), location, place))
     (copy / "weights.bin").write_bytes(bytes(1 << 16))
     (copy.parent / "secret").write_bytes(bytes(1 << 16))
-    with pytest.raises(ArtifactError, match="keeps weights in .*, which files does not list"):
+    with pytest.raises(ArtifactError, match=r"keeps weights in .*, which files does not list"):
         EmotionModel.load(copy)
 
 
@@ -242,7 +243,7 @@ def test_headers_are_those_of_onnx(tiny_bundle: Path) -> None:
 def test_a_byte_changed_in_a_graph_with_a_right_hash(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # Weights may change unseen: who forges the hash forges the model. What must not be is a crash, or a word on stdout.
     content = (copy / GRAPH).read_bytes()
-    structure = random.Random(2).sample(range(len(content)), 12) + [0, 1, 2, 5, 9, 20, 40, 139, 150, 300]  # noqa: S311
+    structure = [*random.Random(2).sample(range(len(content)), 12), 0, 1, 2, 5, 9, 20, 40, 139, 150, 300]  # noqa: S311
     for broken in flips(content, iter(structure)):
         put(copy, GRAPH, broken)
         try:
@@ -262,8 +263,8 @@ def test_tokenizers_that_are_none(copy: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a//b", "a/", "/a", "a/../b", "a\\b", "C:a", "a\0b", "a\nb", "nul", "AUX.onnx", "com1.txt", "a ", "a.",
-     "x/lpt9", "a?b", 'a"b', "a|b"],
+    ["", ".", "..", "a//b", "a/", "/a", "a/../b", "a\\b", "C:a", "a\0b", "a\nb", "nul", "AUX.onnx", "com1.txt", "a ",
+     "a.", "x/lpt9", "a?b", 'a"b', "a|b"],
 )  # fmt: skip
 def test_names_that_are_no_plain_file_on_some_system(name: str) -> None:
     assert not is_safe_name(name)
@@ -308,9 +309,7 @@ def test_forged_archive_headers(content: bytes, tmp_path: Path) -> None:
         unpack(tmp_path / "b.tar", tmp_path / "out")
 
 
-def test_damaged_archives_leave_nothing(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_archives_leave_nothing(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for path in sorted(tiny_bundle.iterdir()):
