@@ -96,7 +96,7 @@ class Bundle:
             folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
         except OSError as error:
             raise ArtifactError(
-                f"cannot unpack {archive}: no folder for temporary files can be written ({error.strerror}); set TMPDIR, "
+                f"cannot unpack {archive}: no place for temporary files ({error.strerror}); set TMPDIR, "
                 "or give a bundle that is a folder"
             ) from error
         try:

@@ -155,9 +155,7 @@ def _decode(data: bytes, where: str, limits: ImageLimits) -> npt.NDArray[np.uint
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(
-            f"{where} cannot be decoded: there is not enough memory for it; scale it down first"
-        ) from error
+        raise InputError(f"{where} cannot be decoded: not enough memory; scale it down first") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{where} is too large: {error}") from error
     except UnidentifiedImageError as error:

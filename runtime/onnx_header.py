@@ -1,7 +1,7 @@
 """What an ONNX file says of itself, read without an engine: its ports, and the other files it would read.
 
-A walk over the protocol buffer (https://protobuf.dev/programming-guides/encoding/) that skips the weights; field numbers
-are those of ``onnx.proto``. So that a graph which does not fit its bundle is refused before anything runs it.
+A walk over the protocol buffer (https://protobuf.dev/programming-guides/encoding/) that skips the weights; field
+numbers are those of ``onnx.proto``. So that a graph which does not fit its bundle is refused before anything runs it.
 """
 
 from __future__ import annotations

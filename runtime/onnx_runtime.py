@@ -1,6 +1,6 @@
 """ONNX Runtime, told before it loads to report its use to nobody; everything here takes it from this module.
 
-From 1.32 on its wheels write a device id below the home folder and collect events for upload as soon as they are imported.
+Its wheel 1.32 writes a device id below the home folder, and collects events for upload, as soon as it is imported.
 """
 
 import os

@@ -123,7 +123,8 @@ def test_damaged_files_for_long(data: bytes) -> None:
 
 @QUICK
 @given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x00\x01\x00\x00WEBPVP8X", b"GIF89a",
-    b"II*\x00", b"MM\x00*", b"BM", b"P6 ", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", b"\x00\x00\x00\x18ftypavif",
+    b"II*\x00", b"MM\x00*", b"BM", b"P6 ", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic",
+    b"\x00\x00\x00\x18ftypavif",
     b"\x00\x00\x00\x0cjP  \r\n\x87\n"]), st.binary(max_size=300))  # fmt: skip
 def test_junk_after_a_right_beginning(head: bytes, junk: bytes) -> None:
     decode_or_refuse(head + junk)
