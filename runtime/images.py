@@ -182,7 +182,7 @@ def _refuse_slow(image: Image.Image, where: str) -> None:
     slow = next((tile[0] for tile in getattr(image, "tile", ()) if tile[0] in Image.DECODERS), None)
     if slow is not None:
         raise InputError(
-            f"{where} is too large for its encoding ({slow}), which takes too long to decode: at most {_MAX_SLOW} bytes "
+            f"{where} is too large for its encoding ({slow}), which is slow to decode: at most {_MAX_SLOW} bytes "
             "and pixels are allowed; save it as PNG"
         )
 
