@@ -13,6 +13,7 @@ from .calibration import Calibrator, read_calibrators
 from .errors import ArtifactError, InputError
 from .files import sha256_of
 from .grammar import Mode
+from .graph_check import graph_faults
 from .manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
@@ -77,9 +78,13 @@ class Bundle:
         if isinstance(path, str) and "://" in path:
             raise InputError(f"bundle {path!r} is an address; a folder or a .tar file on this machine is supported")
         place = EMBEDDED_BUNDLE if path is None else Path(path)
-        if place.is_dir():
+        try:
+            is_folder, exists = place.is_dir(), place.exists()
+        except OSError as error:
+            raise ArtifactError(f"bundle {str(place)[:200]} cannot be opened: {error.strerror}") from error
+        if is_folder:
             return cls._open_folder(place, verify=verify)
-        if not place.exists():
+        if not exists:
             raise ArtifactError(f"bundle {place} does not exist")
         if place.suffix != ".tar":
             raise ArtifactError(f"bundle {place} is neither a folder nor a .tar file")
@@ -87,7 +92,13 @@ class Bundle:
 
     @classmethod
     def _open_archive(cls, archive: Path, *, verify: bool) -> Bundle:
-        folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot unpack {archive}: no place for temporary files ({error.strerror}); set TMPDIR, "
+                "or give a bundle that is a folder"
+            ) from error
         try:
             unpack(archive, folder)
             entries = list(folder.iterdir())
@@ -107,6 +118,8 @@ class Bundle:
             for name, record in manifest.files.items()
             if (fault := _file_fault(folder, name, record, verify=verify))
         ]
+        # Only graphs that stand there whole are looked into.
+        faults = faults or list(graph_faults(folder, manifest))
         if faults:
             raise ArtifactError(f"bundle {folder}: " + "; ".join(faults))
         calibrators = read_calibrators(folder / CALIBRATION_NAME)
