@@ -136,7 +136,7 @@ def stub(
     model: EmotionModel, monkeypatch: pytest.MonkeyPatch, scores: np.ndarray, texts: tuple[tuple[str, ...], ...]
 ) -> None:
     made = Scored(label_scores=scores, verbalized=np.array([0.6]), texts=texts, vision_ms=1.0, text_ms=1.0)
-    monkeypatch.setattr(model._scorer, "score", lambda *_, **__: made)
+    monkeypatch.setattr(model._scorer, "score_seen", lambda *_, **__: made)
 
 
 @pytest.mark.parametrize(
