@@ -20,13 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..drift import UNUSUAL
-from ..errors import ConfigError, EmoCaliberError, InputError
-from ..grammar import ASKED_MODES, MODES
-from ..model import EmotionModel
-from ..prediction import Prediction
-from ..streaming import Provisional, Section
-from ..taxonomy import TAXONOMIES
+from emocaliber.runtime.drift import UNUSUAL
+from emocaliber.runtime.errors import ConfigError, EmoCaliberError, InputError
+from emocaliber.runtime.grammar import ASKED_MODES, MODES
+from emocaliber.runtime.model import EmotionModel
+from emocaliber.runtime.prediction import Prediction
+from emocaliber.runtime.streaming import Provisional, Section
+from emocaliber.runtime.taxonomy import TAXONOMIES
+
 from .batching import Batcher, Full, Job
 from .front import Front
 from .metrics import Metrics

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendError
-from ..images import ImageLimits, decode_image
-from ..model import EmotionModel
-from ..prediction import Prediction
-from ..streaming import Final, Provisional, Section
+from emocaliber.runtime.errors import BackendError
+from emocaliber.runtime.images import ImageLimits, decode_image
+from emocaliber.runtime.model import EmotionModel
+from emocaliber.runtime.prediction import Prediction
+from emocaliber.runtime.streaming import Final, Provisional, Section
+
 from .metrics import Metrics
 from .questions import Question
 from .settings import Settings
@@ -73,7 +74,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="emocaliber-worker", daemon=True)
         metrics.watch("places_taken", "Requests uploaded, waiting or computed now.", lambda: self._taken)
-        metrics.watch("places", "Requests that may be uploaded, waiting or computed at once.", lambda: settings.capacity)
+        metrics.watch(
+            "places", "Requests that may be uploaded, waiting or computed at once.", lambda: settings.capacity
+        )
         metrics.watch("queue_length", "Images waiting to be computed.", lambda: len(self._waiting))
 
     def start(self) -> None:
@@ -138,7 +141,7 @@ class Batcher:
             self._metrics.computed(len(jobs), time.monotonic() - started)
 
     def _next(self) -> list[Job] | None:
-        """Returns the oldest job and those that may go with it, an empty list if all were cancelled, None at the end."""
+        """Returns the oldest job and those that go with it; nothing if all were cancelled, None at the end."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grammar import ASKED_MODES, MODES, REASONING_TAGS
-from ..prediction import BUNDLE_KEYS, LINE_KEYS
-from ..taxonomy import MAX_LABEL_LENGTH, MAX_LABELS
+from emocaliber.runtime.grammar import ASKED_MODES, MODES, REASONING_TAGS
+from emocaliber.runtime.prediction import BUNDLE_KEYS, LINE_KEYS
+from emocaliber.runtime.taxonomy import MAX_LABEL_LENGTH, MAX_LABELS
+
 from .settings import Settings
 
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}

@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from ..errors import ArtifactError, InputError
-from ..grammar import AskedMode
-from ..manifest import Manifest
-from ..records import from_mapping
-from ..strict_json import parse_json
-from ..taxonomy import resolve_taxonomy
+from emocaliber.runtime.errors import ArtifactError, InputError
+from emocaliber.runtime.grammar import AskedMode
+from emocaliber.runtime.manifest import Manifest
+from emocaliber.runtime.records import from_mapping
+from emocaliber.runtime.strict_json import parse_json
+from emocaliber.runtime.taxonomy import resolve_taxonomy
 
 _FIELDS = ("image", "taxonomy", "labels", "mode", "coverage")
 
@@ -101,7 +101,7 @@ async def _from_form(request: Request, body: AsyncGenerator[bytes, None]) -> tup
         form = await _InMemoryParser(request.headers, body, max_files=1, max_fields=len(_FIELDS)).parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the body is not a valid multipart form: {error.message}") from error
-    async with form:
+    try:
         names = [name for name, _ in form.multi_items()]
         if len(names) != len(set(names)):
             raise InputError(f"a field is given twice, got {', '.join(sorted(names))[:200]}")
@@ -110,6 +110,8 @@ async def _from_form(request: Request, body: AsyncGenerator[bytes, None]) -> tup
         if not isinstance(upload, UploadFile):
             raise InputError("the form has no file 'image'; nothing is downloaded, so send the image itself")
         image = await upload.read()
+    finally:
+        await form.close()
     if isinstance(labels := fields.get("labels"), str):
         fields["labels"] = [label.strip() for label in labels.split(",")]
     if isinstance(coverage := fields.get("coverage"), str):

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
-from ..errors import ConfigError
+from emocaliber.runtime.errors import ConfigError
+
 from .settings import Settings
 
 _GRACE_S = 5.0
@@ -69,7 +70,9 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((str(place[0]), port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose others with --host, --port") from error
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}; choose others with --host, --port"
+        ) from error
 
 
 @contextmanager
