@@ -1,11 +1,13 @@
 // The page: asks v1/stream about a photograph and draws each event as it comes.
 
 const OWN = "own labels";
+const CALM = window.matchMedia("(prefers-reduced-motion: reduce)");
 const at = (id) => document.getElementById(id);
 const percent = (p, digits = 1) => `${(100 * p).toFixed(digits)} %`;
 
 const state = {
   image: null, // the chosen File
+  taxonomies: new Map(), // name to labels
   maxBytes: Infinity,
   request: null, // AbortController of the request that runs
   answer: null, // the newest provisional or final event
@@ -24,8 +26,8 @@ async function loadModel() {
   if (!response.ok) throw new Error(`the service answers with status ${response.status}`);
   const model = await response.json();
   state.maxBytes = model.limits.max_body_bytes;
-  const option = (taxonomy) =>
-    element("option", { value: taxonomy.name, textContent: `${taxonomy.name}: ${taxonomy.labels.join(", ")}` });
+  state.taxonomies = new Map(model.taxonomies.map((taxonomy) => [taxonomy.name, taxonomy.labels]));
+  const option = (taxonomy) => element("option", { value: taxonomy.name, textContent: taxonomy.name });
   const calibrated = model.taxonomies.filter((taxonomy) => taxonomy.calibrated_modes.length > 0);
   const others = model.taxonomies.filter((taxonomy) => taxonomy.calibrated_modes.length === 0);
   const own = element("option", { value: OWN, textContent: "your own labels" });
@@ -36,6 +38,14 @@ async function loadModel() {
   at("taxonomy").replaceChildren(...groups.filter((group) => group.children.length > 0));
   at("taxonomy").value = model.default_taxonomy;
   at("taxonomy").disabled = false;
+  showLabels();
+}
+
+function showLabels() {
+  const name = at("taxonomy").value;
+  at("own").hidden = name !== OWN;
+  at("members").hidden = name === OWN;
+  at("members").textContent = (state.taxonomies.get(name) ?? []).join(", ");
 }
 
 function question() {
@@ -58,7 +68,10 @@ function take(files) {
   preview.alt = "The chosen photograph; choose another";
   preview.hidden = false;
   at("invitation").hidden = true;
+  at("hint").textContent = "choose, drop or paste another";
   document.querySelector("button[type=submit]").disabled = false;
+  const below = at("answer").getBoundingClientRect().top > window.innerHeight - 200;
+  if (below) at("answer").scrollIntoView({ behavior: CALM.matches ? "auto" : "smooth" });
   return ask();
 }
 
@@ -144,14 +157,17 @@ function addSection(tag, text) {
   at("sections").append(element("dt", { textContent: tag }), element("dd", { textContent: text || "(nothing)" }));
 }
 
+const sureness = ({ confidence, calibrated }) => `${percent(confidence)} ${calibrated ? "sure" : "of the weight"}`;
+
+const addNote = (text) => at("notes").append(element("li", { textContent: text }));
+
 function drawAnswer({ prediction, calibrator, unusual_image: unusual, out_of_time: late }) {
   at("label").textContent = prediction.label;
-  at("confidence").textContent = `${percent(prediction.confidence)} sure`;
-  const notes = [];
-  if (!prediction.calibrated) notes.push("Not calibrated for these labels: read the percentages and the set as a ranking, not as probabilities.");
-  if (unusual) notes.push("This photograph does not look like those the probabilities were calibrated on.");
-  if (late) notes.push("Time ran out before the reasoning was complete.");
-  at("notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
+  at("confidence").textContent = sureness(prediction);
+  at("notes").replaceChildren();
+  if (!prediction.calibrated) addNote("Not calibrated for these labels: read the percentages and the set as a ranking, not as probabilities.");
+  if (unusual) addNote("This photograph does not look like those the probabilities were calibrated on.");
+  if (late) addNote("Time ran out before the reasoning was complete.");
   const made = prediction.bundle;
   at("made-by").textContent =
     `${made.name} ${made.version}, ${made.precision}, ${made.engine}, ${prediction.mode} mode, ` +
@@ -200,10 +216,12 @@ function drawSet() {
 
 function finish({ prediction }) {
   at("answer").ariaBusy = "false";
-  at("status").textContent = `${prediction.label}, ${percent(prediction.confidence)} sure`;
+  at("status").textContent = `${prediction.label}, ${sureness(prediction)}`;
   if (prediction.reasoning) {
     at("sections").replaceChildren();
     Object.entries(prediction.reasoning).forEach(([tag, text]) => addSection(tag, text));
+  } else if (at("sections").children.length > 0) {
+    addNote("The reasoning below does not have its five parts in order; the answer is conditioned on it all the same.");
   }
   if (prediction.verbalized_confidence !== null) {
     at("reasoning").hidden = false;
@@ -219,7 +237,7 @@ at("ask").addEventListener("submit", (event) => {
 });
 at("ask").addEventListener("change", (event) => {
   if (event.target === at("file")) return take(at("file").files);
-  if (event.target === at("taxonomy")) at("own").hidden = at("taxonomy").value !== OWN;
+  if (event.target === at("taxonomy")) showLabels();
   return ask();
 });
 at("coverage").addEventListener("input", drawSet);
