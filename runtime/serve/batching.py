@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from emocaliber.runtime.errors import BackendError
+from emocaliber.runtime.errors import BackendError, EmoCaliberError
 from emocaliber.runtime.images import ImageLimits, decode_image
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.prediction import Prediction
@@ -22,6 +23,8 @@ from emocaliber.runtime.streaming import Final, Provisional, Section
 from .metrics import Metrics
 from .questions import Question
 from .settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 Emit = Callable[[Provisional | Section], None]
 """Takes what a stream says before its end; called from the worker's thread."""
@@ -137,7 +140,7 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 for job in jobs:
                     if not job.future.done():
-                        job.future.set_exception(error)
+                        job.future.set_exception(_told(error))
             self._metrics.computed(len(jobs), time.monotonic() - started)
 
     def _next(self) -> list[Job] | None:
@@ -167,7 +170,7 @@ class Batcher:
                 try:
                     rgb = decode_image(job.image, limits=self._limits)
                 except Exception as error:  # noqa: BLE001 - InputError, or too little memory for this one
-                    job.future.set_exception(error)
+                    job.future.set_exception(_told(error))
                     continue
                 readable.append((job, time.monotonic() - start))
                 yield rgb
@@ -199,3 +202,11 @@ class Batcher:
         timing = {**timing, "queue": queue_ms, "decode": decode_ms, "total": total_ms}
         rounded = {step: round(value, 3) for step, value in timing.items()}
         job.future.set_result(dataclasses.replace(prediction, timing_ms=rounded))
+
+
+def _told(error: Exception) -> EmoCaliberError:
+    """Returns what a client hears of an error; what is not ours goes to the log."""
+    if isinstance(error, EmoCaliberError):
+        return error
+    _LOG.error("the model failed", exc_info=error)
+    return BackendError(f"the model failed ({type(error).__name__}); the log of the service says how")
