@@ -13,6 +13,9 @@ from .settings import Settings
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _NAMES = {"type": "array", "items": {"type": "string"}}
 
+_GREY_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, in base64."""
+
 _FAULTS = {
     400: "The body is not a valid form or not JSON.",
     403: "A browser sent this for a page of another site.",
@@ -122,7 +125,7 @@ def _record(properties: dict[str, Any], required: list[str] | None = None) -> di
 def _question(settings: Settings) -> dict[str, Any]:
     label = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_LENGTH}
     labels = {"type": ["array", "null"], "items": label, "minItems": 2, "maxItems": MAX_LABELS, "uniqueItems": True}
-    return _record(
+    record = _record(
         {
             "image": {
                 "type": "string",
@@ -137,6 +140,7 @@ def _question(settings: Settings) -> dict[str, Any]:
         },
         ["image"],
     )
+    return {**record, "examples": [{"image": _GREY_PIXEL}, {"image": _GREY_PIXEL, "labels": ["calm", "tense"]}]}
 
 
 def _form() -> dict[str, Any]:

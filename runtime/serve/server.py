@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import signal
 import socket
@@ -34,6 +35,7 @@ def serve(app: Starlette, settings: Settings, *, host: str, port: int, ready: Ca
         ConfigError: If the address cannot be listened on.
     """
     listener = _listen(host, port)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else any malformed form writes to the log
     config = uvicorn.Config(
         app,
         http="h11",
