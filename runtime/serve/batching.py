@@ -128,20 +128,26 @@ class Batcher:
                 self._waiting.remove(job)
 
     def _work(self) -> None:
-        while (jobs := self._next()) is not None:
-            started = time.monotonic()
-            try:
-                if not jobs:
-                    continue
-                if jobs[0].emit is None:
-                    self._answer(jobs)
-                else:
-                    self._stream(jobs[0], jobs[0].emit)
-            except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
-                for job in jobs:
-                    if not job.future.done():
-                        job.future.set_exception(_told(error))
-            self._metrics.computed(len(jobs), time.monotonic() - started)
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Computes what is next and returns whether there may be more. What it held is freed when it returns."""
+        jobs = self._next()
+        if not jobs:
+            return jobs is not None
+        started = time.monotonic()
+        try:
+            if jobs[0].emit is None:
+                self._answer(jobs)
+            else:
+                self._stream(jobs[0], jobs[0].emit)
+        except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(_told(error))
+        self._metrics.computed(len(jobs), time.monotonic() - started)
+        return True
 
     def _next(self) -> list[Job] | None:
         """Returns the oldest job and those that go with it; nothing if all were cancelled, None at the end."""

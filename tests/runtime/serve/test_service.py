@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import socket
 import tempfile
@@ -17,6 +18,7 @@ import pytest
 from running_service import GatedModel, picture, service, until
 
 from emocaliber.runtime import EmotionModel, Prediction
+from emocaliber.runtime.serve.batching import Job
 from emocaliber.runtime.serve.settings import Settings
 
 # Copied from the published contract, not from the code.
@@ -292,6 +294,15 @@ def test_failing_model_is_an_answer_and_not_the_end(
             assert json.loads(streamed[-1])["event"] == "error"
         assert post(client, picture(8)).status_code == 200
         assert metric(client, "emocaliber_places_taken") == 0
+
+
+def test_nothing_of_a_request_is_kept(model: EmotionModel) -> None:
+    with client_of(model, Settings()) as client:
+        for path in ("/v1/predict", "/v1/stream"):
+            assert post(client, picture(8), path, mode="reason").status_code == 200
+            assert post(client, b"no image", path).status_code == 422
+        until(lambda: metric(client, "emocaliber_places_taken") == 0)
+        until(lambda: gc.collect() >= 0 and not [kept for kept in gc.get_objects() if isinstance(kept, Job)])
 
 
 def test_uploads_do_not_touch_the_disk(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
