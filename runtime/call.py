@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .decoding import GREEDY, Sampling
 from .errors import InputError
@@ -25,7 +25,7 @@ class Call:
     """The mode that was asked for."""
     coverage: float = 0.9
     """Coverage of the prediction sets, in (0, 1)."""
-    sampling: Sampling = field(default=GREEDY)
+    sampling: Sampling = GREEDY
     """How reasonings are drawn."""
     max_set_size: int | None = None
     """Auto mode reasons where the prediction set of direct mode has more labels; None is 1."""

@@ -165,7 +165,9 @@ class EmotionModel:
             max_set_size=max_set_size,
             sampling=Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed),
         )
-        return [prediction for tiles in self._tiles(images, call) for prediction in self._answer(tiles, call)]
+        scorer = self._ready()
+        batches = self._tiles(scorer, images, call)
+        return [prediction for tiles in batches for prediction in self._answer(scorer, tiles, call)]
 
     def stream(
         self,
@@ -203,8 +205,9 @@ class EmotionModel:
             max_set_size=max_set_size,
             sampling=Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed),
         )
-        [tiles] = self._tiles([image], call)
-        return self._events(self._ready(), tiles, call, clock)
+        scorer = self._ready()
+        [tiles] = self._tiles(scorer, [image], call)
+        return self._events(scorer, tiles, call, clock)
 
     def warm_up(
         self, *, taxonomy: str | None = None, labels: Sequence[str] | None = None, mode: AskedMode = "direct"
@@ -248,9 +251,10 @@ class EmotionModel:
         """
         call = Call(taxonomy=self._taxonomy(taxonomy, labels), mode=mode)
         stated = mode == "reason" if verbalize is None else verbalize
+        scorer = self._ready()
         parts = [
-            self._ready().score(tiles.pixels, call.taxonomy.labels, mode, GREEDY, verbalize=stated)
-            for tiles in self._tiles(images, call)
+            scorer.score(tiles.pixels, call.taxonomy.labels, mode, GREEDY, verbalize=stated)
+            for tiles in self._tiles(scorer, images, call)
         ]
         empty = np.zeros((0, len(call.taxonomy)))
         return Scores(
@@ -340,16 +344,15 @@ class EmotionModel:
             raise InputError(f"labels must be a list of strings, got {labels!r}")
         return self.manifest.taxonomy(name) if labels is None else resolve_taxonomy(name, labels)
 
-    def _tiles(self, images: Iterable[ImageSource], call: Call) -> Iterator[Tiles]:
+    def _tiles(self, scorer: Scorer, images: Iterable[ImageSource], call: Call) -> Iterator[Tiles]:
         """Returns the images preprocessed, as many at a time as one pass should take."""
         if isinstance(images, (str, bytes, Path)):
             raise InputError("give a list of images; for a single image use predict")
-        size = self._ready().batch_size(call.taxonomy.labels, call.longest_mode, call.sampling.samples)
+        size = scorer.batch_size(call.taxonomy.labels, call.longest_mode, call.sampling.samples)
         return read_tiles(images, self.manifest.preprocessing, size)
 
-    def _answer(self, tiles: Tiles, call: Call) -> list[Prediction]:
+    def _answer(self, scorer: Scorer, tiles: Tiles, call: Call) -> list[Prediction]:
         """Returns the predictions for a few images: in direct mode, in reason mode, or in both where that is needed."""
-        scorer = self._ready()
         seen = scorer.see(tiles.pixels)
         if call.mode == "reason":
             return self._read(scorer, tiles, seen, call, "reason")

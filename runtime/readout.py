@@ -22,6 +22,9 @@ from .preprocessing import Preprocessing
 from .scoring import Scored
 from .taxonomy import Taxonomy
 
+_SHOWN = 100
+"""Most characters of a label list in a message."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tiles:
@@ -178,10 +181,11 @@ def scope_note(
         for other in known:
             scopes.setdefault((other.taxonomy, other.precision), []).append(other.mode)
         covered = "; ".join(f"{t} at {p} ({', '.join(sorted(modes))})" for (t, p), modes in scopes.items())
+        labels = ", ".join(taxonomy.labels)
+        shown = labels if len(labels) <= _SHOWN else labels[: _SHOWN - 1] + "…"
         return (
-            f"bundle {name} has no calibrator for {taxonomy.name} ({', '.join(taxonomy.labels[:8])}"
-            f"{', …' if len(taxonomy) > 8 else ''}) in {mode} mode at {made_by['precision']}; "
-            f"it is calibrated for {covered or 'nothing'}"
+            f"bundle {name} has no calibrator for {taxonomy.name} ({shown}) in {mode} mode at "
+            f"{made_by['precision']}; it is calibrated for {covered or 'nothing'}"
         )
     if _device(calibrator.engine) != _device(made_by["engine"]):
         return (

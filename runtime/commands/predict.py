@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
                 status = EXIT_ERROR
             elif result.out_of_scope not in told:
                 told.add(result.out_of_scope)
-                write_text(f"emocaliber: outside the calibration: {result.out_of_scope}\n", sys.stderr)
+                write_text(f"emocaliber: outside the calibration: {result.out_of_scope}", sys.stderr)
             if arguments.json:
                 write_text(json_line(result))
             else:
