@@ -73,7 +73,8 @@ class EmotionModel:
         """Returns a model ready to predict.
 
         Args:
-            bundle: A bundle's folder or ``.tar``; None is the one that ships in the package.
+            bundle: A bundle's folder or ``.tar``, or ``hf://owner/name[@revision]`` (extra ``hub``); None is the one
+                that ships in the package.
             precision: A precision of the bundle; None is the bundle's default.
             engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
             threads: Threads an operator may use; None lets the engine choose.
@@ -81,7 +82,7 @@ class EmotionModel:
         Raises:
             InputError: If the precision, the engine or the kind of path is unknown.
             ArtifactError: If the bundle is missing, corrupt or of another schema version.
-            BackendError: If the named engine does not come up.
+            BackendError: If the named engine does not come up, or the hub cannot be reached.
         """
         opened = Bundle.open(bundle)
         try:
@@ -327,7 +328,6 @@ class EmotionModel:
             "text": scored.text_ms / count,
         }
         timing["total"] = sum(timing.values())
-        bundle = {"name": self.manifest.name, "version": self.manifest.version}
         return Prediction(
             label=taxonomy.labels[top],
             confidence=float(probabilities[top]),
@@ -336,7 +336,7 @@ class EmotionModel:
             taxonomy=taxonomy.name,
             coverage=coverage,
             calibrated=calibrator is not None,
-            bundle={**bundle, "precision": self.precision, "engine": self.engine},
+            bundle={**self.bundle.identity, "precision": self.precision, "engine": self.engine},
             timing_ms={step: round(value, 3) for step, value in timing.items()},
             verbalized_confidence=None if scored.verbalized is None else float(scored.verbalized[row]),
             reasoning=_reasoning(scored, row, top, taxonomy.labels),
