@@ -70,7 +70,7 @@ class Bundle:
         """Returns the bundle in a folder or a ``.tar``, or the embedded one for None.
 
         Args:
-            path: Where it is; ``hf://owner/name[@revision]`` fetches it, which needs the extra ``hub``, see `hub.fetch`.
+            path: Where it is; ``hf://owner/name[@revision]`` fetches it (see `hub.fetch`; needs the extra ``hub``).
             verify: Whether to compare the SHA-256 of every file, which reads them once; sizes are always compared.
 
         Raises:

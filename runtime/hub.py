@@ -1,8 +1,8 @@
 """Bundles on the Hugging Face hub: ``hf://owner/name[@revision]`` is read from it, `push` writes to it.
 
-Nothing is fetched unless an ``hf://`` address was written. Needs the extra ``hub``, whose library keeps the files in its
-own cache (``HF_HOME``), takes the token of ``hf auth login`` or ``HF_TOKEN``, and works without a network on what is
-already there (``HF_HUB_OFFLINE=1`` never asks).
+Nothing is fetched unless an ``hf://`` address was written. Needs the extra ``hub``, whose library keeps the files in
+its own cache (``HF_HOME``), takes the token of ``hf auth login`` or ``HF_TOKEN``, and works without a network on what
+is already there (``HF_HUB_OFFLINE=1`` never asks).
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ HUB_CARD_NAME = "README.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_LICENSES = frozenset(
-    "apache-2.0 mit isc zlib unlicense mpl-2.0 bsd-2-clause bsd-3-clause bsl-1.0 cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 "
-    "cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 "
-    "cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 epl-2.0 eupl-1.2".split()
+_LICENSE = re.compile(
+    r"apache-2\.0|mit|isc|zlib|unlicense|mpl-2\.0|bsd-[23]-clause|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-4\.0", re.IGNORECASE
 )
 """SPDX expressions that, in lower case, are names of licences on the hub; all others are ``other`` with their name."""
 
@@ -144,7 +142,7 @@ def hub_card(manifest: Manifest, card: str) -> str:
     Raises:
         DependencyError: If the hub's library is not installed.
     """
-    known = manifest.license.lower() in _LICENSES
+    known = _LICENSE.fullmatch(manifest.license) is not None
     metadata = _library().ModelCardData(
         license=manifest.license.lower() if known else "other",
         license_name=None if known else manifest.license,

@@ -32,7 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=help_text)
         action.add_argument(
-            "bundle", nargs="?", metavar="B", help="a bundle folder, .tar or hf://owner/name (default: the embedded one)"
+            "bundle",
+            nargs="?",
+            metavar="B",
+            help="a bundle folder, .tar or hf://owner/name (default: the embedded one)",
         )
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
     push = actions.add_parser("push", help="put a bundle on the Hugging Face hub, with its model card")

@@ -65,7 +65,9 @@ class Unreadable:
 
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model is asked, and what."""
-    parser.add_argument("--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)")
+    parser.add_argument(
+        "--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)"
+    )
     candidates = parser.add_mutually_exclusive_group()
     candidates.add_argument("--taxonomy", metavar="T", help="name of the label set (default: the bundle's own)")
     candidates.add_argument("--labels", metavar="A,B,C", type=_labels, help="your own labels, separated by commas")
