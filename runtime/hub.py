@@ -117,9 +117,8 @@ def push(bundle: Bundle, repository: str, *, public: bool = False) -> HubAddress
     target = HubAddress(repository=repository)
     hub = _library()
     page = hub_card(bundle.manifest, bundle.path(MODEL_CARD_NAME).read_text(encoding="utf-8"))
-    manifest = (bundle.folder / MANIFEST_NAME).read_bytes()
-    contents = {HUB_CARD_NAME: page.encode(), MANIFEST_NAME: manifest}
-    contents |= {name: bundle.path(name) for name in bundle.manifest.files if name not in contents}
+    contents: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
+    contents |= {HUB_CARD_NAME: page.encode(), MANIFEST_NAME: bundle.folder / MANIFEST_NAME}
     operations = [
         hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
     ]
