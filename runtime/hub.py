@@ -117,8 +117,8 @@ def push(bundle: Bundle, repository: str, *, public: bool = False) -> HubAddress
     target = HubAddress(repository=repository)
     hub = _library()
     page = hub_card(bundle.manifest, bundle.path(MODEL_CARD_NAME).read_text(encoding="utf-8"))
-    contents: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
-    contents |= {HUB_CARD_NAME: page.encode(), MANIFEST_NAME: bundle.folder / MANIFEST_NAME}
+    contents: dict[str, bytes | Path] = {HUB_CARD_NAME: page.encode(), MANIFEST_NAME: bundle.folder / MANIFEST_NAME}
+    contents |= {name: bundle.path(name) for name in bundle.manifest.files}
     operations = [
         hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
     ]
