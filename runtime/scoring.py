@@ -9,6 +9,8 @@ closed with ``</think>``.
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +46,35 @@ class Scored:
     """Time of the vision encoder for all N images."""
     text_ms: float
     """Time of tokenizer and decoder for all N images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """N images as the vision encoder sees them."""
+
+    features: Floats32
+    """(N, count, hidden) image features."""
+    vision_ms: float
+    """Time of the vision encoder for all N images."""
+
+    def at(self, rows: Sequence[int]) -> Seen:
+        """Returns the images of these rows, with their share of the time."""
+        share = self.vision_ms * len(rows) / len(self.features)
+        return Seen(features=self.features[list(rows)], vision_ms=share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draft:
+    """One reasoning of one image, as far as it is written."""
+
+    sample: int
+    """Number of the reasoning, from 0."""
+    text: str
+    """What is written; up to ``</think>`` where it is complete."""
+    label_scores: NDArray[np.float64] | None = None
+    """(K,) log-likelihoods in nats after this reasoning; None until it is complete."""
+    after: Context | None = None
+    """What was read, the label tree last; None until the reasoning is complete."""
 
 
 class Scorer:
@@ -84,25 +115,87 @@ class Scorer:
             InputError: If the labels cannot be used.
             BackendError: If the engine fails.
         """
-        begun = time.perf_counter()
-        plan = self._planner.plan(labels, mode)
+        return self.score_seen(self.see(pixel_values), labels, mode, sampling, verbalize=verbalize)
+
+    def see(self, pixel_values: Floats32) -> Seen:
+        """Returns what the vision encoder makes of (N, 3, T, T) preprocessed images.
+
+        Raises:
+            BackendError: If the engine fails.
+        """
         start = time.perf_counter()
         features = self._engine.encode_images(pixel_values)
-        seen = time.perf_counter()
+        return Seen(features=features, vision_ms=1e3 * (time.perf_counter() - start))
+
+    def score_seen(
+        self, seen: Seen, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
+    ) -> Scored:
+        """Returns the scores of N images that were seen before; arguments and errors as in `score`."""
+        start = time.perf_counter()
+        plan = self._planner.plan(labels, mode)
         texts = None
         if mode == "direct":
-            label_scores, after = self._direct(plan, features)
+            label_scores, after = self._direct(plan, seen.features)
         else:
-            label_scores, after, texts = self._reasoned(plan, features, sampling)
-        shaped = label_scores.reshape(len(features), -1, len(labels))
+            label_scores, after, texts = self._reasoned(plan, seen.features, sampling)
+        shaped = label_scores.reshape(len(seen.features), -1, len(labels))
         verbalized = self._verbalized(plan, shaped, after) if verbalize else None
         return Scored(
             label_scores=shaped,
             verbalized=verbalized,
             texts=texts,
-            features=features.mean(axis=1),
-            vision_ms=1e3 * (seen - start),
-            text_ms=1e3 * (start - begun + time.perf_counter() - seen),
+            features=seen.features.mean(axis=1),
+            vision_ms=seen.vision_ms,
+            text_ms=1e3 * (time.perf_counter() - start),
+        )
+
+    def drafts(self, seen: Seen, labels: tuple[str, ...], sampling: Sampling) -> Iterator[Draft]:
+        """Yields the reasonings of one image as they grow, one after another: after each token, and when complete.
+
+        Between two drafts lies one decoder pass; before a complete one, the pass that scores the labels.
+
+        Args:
+            seen: One image.
+            labels: The K candidates.
+            sampling: How reasonings are drawn; they are those of `score`.
+
+        Raises:
+            InputError: If the labels cannot be used.
+            BackendError: If the engine fails.
+        """
+        plan = self._planner.plan(labels, "reason")
+        logits, start = self._read_image(plan, seen.features)
+        for sample, generator in enumerate(sampling.generators(1)):
+            for step in self._writing(plan, start, logits, sampling, [generator]):
+                yield Draft(sample=sample, text=self._tokenizer.decode(step[0][0]))
+            [tokens], context = step
+            scores, after = read_tree(self._engine, context, plan.answer_embeds[None], plan.answers)
+            text = self._tokenizer.decode(tokens) + THINK_CLOSE
+            yield Draft(sample=sample, text=text, label_scores=scores[0], after=after)
+
+    def score_drafts(self, seen: Seen, labels: tuple[str, ...], drafts: Sequence[Draft], *, text_ms: float) -> Scored:
+        """Returns the scores of one image from complete drafts, with the stated confidence: one pass a draft.
+
+        Raises:
+            BackendError: If the engine fails.
+        """
+        plan = self._planner.plan(labels, "reason")
+        start = time.perf_counter()
+        complete = [
+            (draft.text, draft.label_scores, draft.after)
+            for draft in drafts
+            if draft.label_scores is not None and draft.after is not None
+        ]
+        label_scores = np.stack([scores for _, scores, _ in complete])[None]
+        best = int(softmax(label_scores).mean(axis=1).argmax())
+        stated = [self._stated(plan, after, [best])[0] for _, _, after in complete]
+        return Scored(
+            label_scores=label_scores,
+            verbalized=np.array([np.mean(stated)]),
+            texts=(tuple(text for text, _, _ in complete),),
+            features=seen.features.mean(axis=1),
+            vision_ms=seen.vision_ms,
+            text_ms=text_ms + 1e3 * (time.perf_counter() - start),
         )
 
     def _direct(self, plan: Plan, features: Floats32) -> tuple[NDArray[np.float64], Context]:
@@ -116,18 +209,9 @@ class Scorer:
     ) -> tuple[NDArray[np.float64], Context, tuple[tuple[str, ...], ...]]:
         """Returns (N * R, K) scores, the context after the label tree, and the (N, R) reasonings."""
         repeated = np.repeat(features, sampling.samples, axis=0)
-        embeds = _with_image(plan, repeated)
-        context = plan.prefix.repeated(len(repeated))
-        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1])
-        written, context = generate(
-            self._engine,
-            context,
-            logits[:, 0],
-            sampling=sampling,
-            stop_ids={self._planner.think_close, self._planner.answer_open, *self._manifest.end_token_ids},
-            banned_ids=self._manifest.suppressed_token_ids,
-            budget=plan.budget,
-        )
+        logits, context = self._read_image(plan, repeated)
+        generators = sampling.generators(len(features))
+        written, context = deque(self._writing(plan, context, logits, sampling, generators), maxlen=1).pop()
         response = np.broadcast_to(plan.answer_embeds, (len(repeated), *plan.answer_embeds.shape))
         scores, after = read_tree(self._engine, context, response, plan.answers)
         texts = [self._tokenizer.decode(tokens) + THINK_CLOSE for tokens in written]
@@ -140,13 +224,44 @@ class Scorer:
         """Returns (N,) the expected value of the confidence tokens that follow each image's best label."""
         images, reasonings, _ = label_scores.shape
         best = softmax(label_scores).mean(axis=1).argmax(axis=1)
-        chosen = after.along(plan.answers, [int(k) for k in np.repeat(best, reasonings)])
+        expected = self._stated(plan, after, [int(k) for k in np.repeat(best, reasonings)])
+        mean: NDArray[np.float64] = expected.reshape(images, reasonings).mean(axis=1)
+        return mean
+
+    def _stated(self, plan: Plan, after: Context, choices: Sequence[int]) -> NDArray[np.float64]:
+        """Returns (B,) the expected value of the confidence tokens that follow each sequence's chosen label."""
+        chosen = after.along(plan.answers, choices)
         tree = self._planner.confidences
         embeds = self._planner.confidence_embeds
         scores, _ = read_tree(self._engine, chosen, np.broadcast_to(embeds, (chosen.batch, *embeds.shape)), tree)
-        expected = softmax(scores) @ np.array(CONFIDENCE_GRID)
-        mean: NDArray[np.float64] = expected.reshape(images, reasonings).mean(axis=1)
-        return mean
+        expected: NDArray[np.float64] = softmax(scores) @ np.array(CONFIDENCE_GRID)
+        return expected
+
+    def _read_image(self, plan: Plan, features: Floats32) -> tuple[Floats32, Context]:
+        """Returns (N, vocab) logits after the prompt with each image in it, and the context."""
+        embeds = _with_image(plan, features)
+        logits, context = read(self._engine, plan.prefix.repeated(len(features)), embeds, [embeds.shape[1] - 1])
+        return logits[:, 0], context
+
+    def _writing(
+        self,
+        plan: Plan,
+        context: Context,
+        logits: Floats32,
+        sampling: Sampling,
+        generators: Sequence[np.random.Generator],
+    ) -> Iterator[tuple[list[list[int]], Context]]:
+        """Yields the tokens of each sequence's reasoning and the context, token by token."""
+        return generate(
+            self._engine,
+            context,
+            logits,
+            sampling=sampling,
+            generators=generators,
+            stop_ids={self._planner.think_close, self._planner.answer_open, *self._manifest.end_token_ids},
+            banned_ids=self._manifest.suppressed_token_ids,
+            budget=plan.budget,
+        )
 
 
 def _with_image(plan: Plan, features: Floats32) -> Floats32:
