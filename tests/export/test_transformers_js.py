@@ -63,6 +63,7 @@ def written_by_the_runtime(bundle: Bundle, precision: str, pixels: Any, taxonomy
         context,
         logits[:, 0],
         sampling=GREEDY,
+        generators=GREEDY.generators(1),
         stop_ids=bundle.manifest.end_token_ids,
         banned_ids=bundle.manifest.suppressed_token_ids,
         budget=TOKENS,
