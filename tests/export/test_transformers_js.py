@@ -58,7 +58,7 @@ def written_by_the_runtime(bundle: Bundle, precision: str, pixels: Any, taxonomy
     features = engine.encode_images(pixels)
     embeds = np.concatenate([features, plan.prompt_embeds[None, features.shape[1] :]], axis=1)
     logits, context = read(engine, plan.prefix, embeds, [embeds.shape[1] - 1])
-    [tokens], _ = generate(
+    steps = generate(
         engine,
         context,
         logits[:, 0],
@@ -68,6 +68,7 @@ def written_by_the_runtime(bundle: Bundle, precision: str, pixels: Any, taxonomy
         banned_ids=bundle.manifest.suppressed_token_ids,
         budget=TOKENS,
     )
+    *_, ([tokens], _) = steps
     return tokens, logits[0, 0]
 
 
