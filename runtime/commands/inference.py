@@ -50,6 +50,11 @@ class Question:
         """Returns the same question over other candidates."""
         return dataclasses.replace(self, taxonomy=taxonomy, labels=labels)
 
+    def arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `EmotionModel.predict`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields if self.max_set_size is None else {**fields, "mode": "auto"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
@@ -91,7 +96,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, *, auto: bool = Fa
         parser.add_argument(
             "--max-set-size",
             metavar="N",
-            type=_positive,
+            type=positive,
             help="auto mode: reason where the prediction set has more labels than this (default: 1)",
         )
     parser.add_argument(
@@ -100,10 +105,10 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, *, auto: bool = Fa
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
     parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
     parser.add_argument(
-        "--samples", type=_positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
+        "--samples", type=positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampled reasonings (default: 0)")
-    parser.add_argument("--threads", type=_positive, help="processor threads (default: the engine decides)")
+    parser.add_argument("--threads", type=positive, help="processor threads (default: the engine decides)")
 
 
 def question_of(arguments: argparse.Namespace) -> Question:
@@ -132,9 +137,12 @@ def load_model(arguments: argparse.Namespace) -> EmotionModel:
     Raises:
         EmoCaliberError: If the bundle, precision or engine cannot be used.
     """
-    return EmotionModel.load(
-        arguments.bundle, precision=arguments.precision, engine=arguments.engine, threads=arguments.threads
-    )
+    return EmotionModel.load(**load_arguments(arguments))
+
+
+def load_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the command line says of the model, as arguments of `EmotionModel.load`."""
+    return {name: getattr(arguments, name) for name in ("bundle", "precision", "engine", "threads")}
 
 
 def candidates_of(model: EmotionModel, question: Question) -> Taxonomy:
@@ -160,11 +168,8 @@ def predict_path(model: EmotionModel, path: str, question: Question) -> Predicti
     except InputError as error:
         return Unreadable(image=path, error=error)
     decode_ms = (time.perf_counter() - started) * 1000.0
-    fields = {field.name: getattr(question, field.name) for field in dataclasses.fields(question)}
-    if question.max_set_size is not None:
-        fields["mode"] = "auto"
     try:
-        prediction = model.predict(rgb, **fields)
+        prediction = model.predict(rgb, **question.arguments())
     except ResponseError as error:
         return Unreadable(image=path, error=error)
     timing = prediction.timing_ms
@@ -188,7 +193,12 @@ def _coverage(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Returns a number of the command line that has to be a positive integer.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")

@@ -204,7 +204,9 @@ def test_named_engine_that_is_not_there_is_an_error(predict: Predict, photo: str
         ["bundle"],
         ["bundle", "paint"],
         ["batch", "folder"],
-        ["batch", "folder", "--out", "a.parquet"],
+        ["batch", "folder", "--out", "a.xlsx"],
+        ["batch", "folder", "--out", "a.jsonl", "--shard-size", "0"],
+        ["batch", "--out", "a.jsonl"],
         ["batch", "folder", "--out", "a"],
     ],
 )
@@ -219,8 +221,8 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
 
 def test_unsupported_output_names_the_supported_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["batch", "folder", "--out", "a.parquet"])
-    assert ".jsonl or .csv" in capsys.readouterr().err
+        main(["batch", "folder", "--out", "a.xlsx"])
+    assert ".jsonl or .csv or .parquet" in capsys.readouterr().err
 
 
 def test_missing_bundle(photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
