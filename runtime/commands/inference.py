@@ -12,7 +12,7 @@ from typing import Any
 
 from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import EmoCaliberError, InputError, ResponseError
-from emocaliber.runtime.grammar import ASKED_MODES, MODES, Mode
+from emocaliber.runtime.grammar import ASKED_MODES, Mode
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.prediction import Prediction
@@ -70,45 +70,41 @@ class Unreadable:
         return {"image": self.image, "error": {"type": type(self.error).__name__, "message": str(self.error)}}
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
-    """Adds the options that say which model is asked, and what.
-
-    Args:
-        parser: Takes the options.
-        auto: Whether auto mode may be asked for, where each image is answered in the mode it needs.
-    """
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model is loaded, and how: those of `load_model`."""
     parser.add_argument(
         "--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)"
     )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
+    parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
+    parser.add_argument("--threads", metavar="N", type=positive, help="processor threads (default: the engine decides)")
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model is asked, and what."""
+    add_model_arguments(parser)
     candidates = parser.add_mutually_exclusive_group()
     candidates.add_argument("--taxonomy", metavar="T", help="name of the label set (default: the bundle's own)")
     candidates.add_argument("--labels", metavar="A,B,C", type=_labels, help="your own labels, separated by commas")
     parser.add_argument(
         "--mode",
-        choices=ASKED_MODES if auto else MODES,
+        choices=ASKED_MODES,
         default="direct",
-        help="answer at once, or reason first"
-        + (", or only where the prediction set is large" if auto else "")
-        + " (default: direct)",
+        help="answer at once, or reason first, or only where the prediction set is large (default: direct)",
     )
-    parser.set_defaults(max_set_size=None)
-    if auto:
-        parser.add_argument(
-            "--max-set-size",
-            metavar="N",
-            type=positive,
-            help="auto mode: reason where the prediction set has more labels than this (default: 1)",
-        )
+    parser.add_argument(
+        "--max-set-size",
+        metavar="N",
+        type=positive,
+        help="auto mode: reason where the prediction set has more labels than this (default: 1)",
+    )
     parser.add_argument(
         "--coverage", type=_coverage, default=0.9, help="coverage of the prediction set, between 0 and 1 (default: 0.9)"
     )
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
-    parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
     parser.add_argument(
         "--samples", type=positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampled reasonings (default: 0)")
-    parser.add_argument("--threads", type=positive, help="processor threads (default: the engine decides)")
 
 
 def question_of(arguments: argparse.Namespace) -> Question:

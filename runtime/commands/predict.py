@@ -23,7 +23,7 @@ from .inference import (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``predict``."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    add_prediction_arguments(parser, auto=True)
+    add_prediction_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
 
 

@@ -6,13 +6,12 @@ import argparse
 import sys
 
 from emocaliber.runtime.cli import EXIT_OK
-from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.serve.app import create_app
 from emocaliber.runtime.serve.server import is_loopback, serve
 from emocaliber.runtime.serve.settings import Settings
 
 from .console import write_text
-from .inference import load_model
+from .inference import add_model_arguments, load_model
 
 _DEFAULTS = Settings()
 
@@ -21,10 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``serve``."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: 8000)")
-    parser.add_argument("--bundle", metavar="B", help="as in 'predict' (default: the embedded bundle)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
-    parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
-    parser.add_argument("--threads", metavar="N", type=int, help="processor threads (default: the engine decides)")
+    add_model_arguments(parser)
     limits = parser.add_argument_group("limits")
     for option, name, kind, text in (
         ("--max-body-bytes", "max_body_bytes", int, "size of a request"),

@@ -59,6 +59,17 @@ def test_every_line_is_the_line_of_predict(
     assert [line["image"] for line in expected] == paths
 
 
+def test_auto_mode_reasons_about_the_images_whose_set_is_large(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    words = ("--labels", "a,b,c,d", "--mode")
+    assert run(tiny_bundle, folder, tmp_path / "direct.jsonl", *words, "direct") == 0
+    sizes = [len(line["prediction_set"]) for line in read(tmp_path / "direct.jsonl")]
+    assert min(sizes) > 1, "the example must have a set that can be too large"
+    for limit in (min(sizes) - 1, max(sizes)):
+        out = tmp_path / f"{limit}.jsonl"
+        assert run(tiny_bundle, folder, out, *words, "auto", "--max-set-size", str(limit)) == 0
+        assert [line["mode"] for line in read(out)] == ["reason" if size > limit else "direct" for size in sizes]
+
+
 def test_unreadable_image_is_a_line_and_the_rest_runs(
     tiny_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
