@@ -47,7 +47,7 @@ class _Chunk:
     """A few preprocessed images."""
 
     names: list[str | None]
-    pixels: Floats32
+    pixels: Floats32 | Sequence[Floats32]
     decode_ms: list[float]
     preprocess_ms: list[float]
 
@@ -92,6 +92,7 @@ class EmotionModel:
                 embed_tokens=opened.path(graphs.embed_tokens),
                 decoder=opened.path(graphs.decoder),
                 shape=opened.manifest.decoder,
+                preprocessing=opened.manifest.preprocessing,
                 engine=engine,
                 threads=threads,
             )
@@ -303,7 +304,7 @@ class EmotionModel:
                 decode_ms.append(1e3 * (decoded - start))
                 preprocess_ms.append(1e3 * (time.perf_counter() - decoded))
             names = [str(image) if isinstance(image, (str, Path)) else None for image in group]
-            pixels = np.concatenate(tiles)
+            pixels = self.manifest.preprocessing.batch(tiles)
             yield _Chunk(names=names, pixels=pixels, decode_ms=decode_ms, preprocess_ms=preprocess_ms)
 
     def _prediction(

@@ -9,13 +9,14 @@ closed with ``</think>``.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import softmax
-from .context import Context, read, read_tree
+from .context import Context, Placement, place_images, read, read_tree
 from .decoding import Sampling, generate
 from .engine import Engine, Floats32
 from .grammar import CONFIDENCE_GRID, THINK_CLOSE, Mode
@@ -46,6 +47,16 @@ class Scored:
     """Time of tokenizer and decoder for all N images."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Image:
+    """What the vision encoder made of one image."""
+
+    features: Floats32
+    """(count, width)."""
+    shape: tuple[int, int] | None
+    """Rows and columns of its tokens, where these have positions of their own."""
+
+
 class Scorer:
     """Scores images with one bundle and one engine."""
 
@@ -62,19 +73,25 @@ class Scorer:
             InputError: If the labels cannot be used; see `Planner.plan`.
         """
         plan = self._planner.plan(labels, mode)
-        new = len(plan.prompt_embeds) + len(plan.answer_embeds)
+        new = plan.image_tokens + len(plan.after_embeds) + len(plan.answer_embeds)
         stored = plan.prefix.visible.shape[1] + new + (plan.budget if mode == "reason" else 0)
         logits = (1 + len(plan.answers.inner)) * self._manifest.decoder.vocab_size
         rows = min(MAX_BATCH, _MAX_MASK_CELLS // (new * stored), _MAX_LOGITS // logits)
         return max(1, int(rows) // samples)
 
     def score(
-        self, pixel_values: Floats32, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
+        self,
+        pixel_values: Floats32 | Sequence[Floats32],
+        labels: tuple[str, ...],
+        mode: Mode,
+        sampling: Sampling,
+        *,
+        verbalize: bool,
     ) -> Scored:
         """Returns the scores of N images.
 
         Args:
-            pixel_values: (N, 3, T, T) preprocessed images.
+            pixel_values: N preprocessed images, as ``batch`` of the manifest's preprocessing returns them.
             labels: The K candidates.
             mode: Whether the model reasons first.
             sampling: How reasonings are drawn; direct mode takes no notice of it.
@@ -87,38 +104,50 @@ class Scorer:
         begun = time.perf_counter()
         plan = self._planner.plan(labels, mode)
         start = time.perf_counter()
-        features = self._engine.encode_images(pixel_values)
+        images = self._encode(pixel_values)
         seen = time.perf_counter()
         texts = None
         if mode == "direct":
-            label_scores, after = self._direct(plan, features)
+            label_scores, after = self._direct(plan, images)
         else:
-            label_scores, after, texts = self._reasoned(plan, features, sampling)
-        shaped = label_scores.reshape(len(features), -1, len(labels))
+            label_scores, after, texts = self._reasoned(plan, images, sampling)
+        shaped = label_scores.reshape(len(images), -1, len(labels))
         verbalized = self._verbalized(plan, shaped, after) if verbalize else None
         return Scored(
             label_scores=shaped,
             verbalized=verbalized,
             texts=texts,
-            features=features.mean(axis=1),
+            features=np.stack(
+                [image.features[:, : self._manifest.decoder.hidden_size].mean(axis=0) for image in images]
+            ),
             vision_ms=1e3 * (seen - start),
             text_ms=1e3 * (start - begun + time.perf_counter() - seen),
         )
 
-    def _direct(self, plan: Plan, features: Floats32) -> tuple[NDArray[np.float64], Context]:
+    def _encode(self, pixel_values: Floats32 | Sequence[Floats32]) -> list[_Image]:
+        if isinstance(pixel_values, np.ndarray):
+            return [_Image(features=features, shape=None) for features in self._engine.encode_images(pixel_values)]
+        return [
+            _Image(features=self._engine.encode_images(patches)[0], shape=(patches.shape[0], patches.shape[1]))
+            for patches in pixel_values
+        ]
+
+    def _direct(self, plan: Plan, images: Sequence[_Image]) -> tuple[NDArray[np.float64], Context]:
         """Returns (N, K) scores and the context after the label tree: one decoder pass for all of it."""
-        response = np.broadcast_to(plan.answer_embeds, (len(features), *plan.answer_embeds.shape))
-        embeds = np.concatenate([_with_image(plan, features), response], axis=1)
-        return read_tree(self._engine, plan.prefix.repeated(len(features)), embeds, plan.answers)
+        prompt, placement = _with_images(plan, images)
+        response = np.broadcast_to(plan.answer_embeds, (len(images), *plan.answer_embeds.shape))
+        embeds = np.concatenate([prompt, response], axis=1)
+        context = plan.prefix.repeated(len(images))
+        return read_tree(self._engine, context, embeds, plan.answers, placement=placement)
 
     def _reasoned(
-        self, plan: Plan, features: Floats32, sampling: Sampling
+        self, plan: Plan, images: Sequence[_Image], sampling: Sampling
     ) -> tuple[NDArray[np.float64], Context, tuple[tuple[str, ...], ...]]:
         """Returns (N * R, K) scores, the context after the label tree, and the (N, R) reasonings."""
-        repeated = np.repeat(features, sampling.samples, axis=0)
-        embeds = _with_image(plan, repeated)
+        repeated = [image for image in images for _ in range(sampling.samples)]
+        embeds, placement = _with_images(plan, repeated)
         context = plan.prefix.repeated(len(repeated))
-        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1])
+        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1], placement=placement)
         written, context = generate(
             self._engine,
             context,
@@ -149,8 +178,13 @@ class Scorer:
         return mean
 
 
-def _with_image(plan: Plan, features: Floats32) -> Floats32:
-    """Returns (N, S, hidden): the prompt from the image on, with the features in the image tokens' places."""
-    count = features.shape[1]
-    rest = np.broadcast_to(plan.prompt_embeds[count:], (len(features), *plan.prompt_embeds[count:].shape))
-    return np.concatenate([features, rest], axis=1)
+def _with_images(plan: Plan, images: Sequence[_Image]) -> tuple[Floats32, Placement | None]:
+    """Returns (N, S, width): the prompt from the images on, padded on the left; and where their tokens stand."""
+    longest = max(len(image.features) for image in images)
+    count, width = plan.after_embeds.shape
+    embeds = np.zeros((len(images), longest + count, width), dtype=np.float32)
+    embeds[:, longest:] = plan.after_embeds
+    for row, image in zip(embeds, images, strict=True):
+        row[longest - len(image.features) : longest] = image.features
+    shapes = [image.shape for image in images if image.shape is not None]
+    return embeds, place_images(shapes) if shapes else None
