@@ -23,21 +23,19 @@ def data_path(graph: Path) -> Path:
     return graph.with_name(f"{graph.name}_data")
 
 
-def save_graph(
-    model: onnx.ModelProto, path: Path, *, inline_bytes: int | None = None, shared: Path | None = None
-) -> None:
+def save_graph(model: onnx.ModelProto, path: Path, *, apart: bool = False, shared: Path | None = None) -> None:
     """Writes a graph, its weights beside it if they are too large for one file; they are taken out of ``model``.
 
     Args:
         model: The graph, all weights in it.
         path: The graph's file.
-        inline_bytes: Most bytes of weights that may stand in it; None is as many as fit.
+        apart: Whether the weights stand beside it from `SHARED_BYTES` on, so that other graphs can share them.
         shared: A graph in the same folder, written before; of weights that stand beside it too, none is written again.
     """
     if shared is not None:
         _point_to(model, shared)
-    limit = MAX_INLINE_BYTES if inline_bytes is None else inline_bytes
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= limit:
+    limit = SHARED_BYTES if apart else MAX_INLINE_BYTES
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < limit:
         onnx.save_model(model, path)
         return
     data_path(path).unlink(missing_ok=True)

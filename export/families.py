@@ -35,7 +35,9 @@ def decoder_of(model: Any) -> DecoderShape:
         return DecoderShape(**sizes)
     deepstack = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
     if deepstack > sizes["num_layers"]:
-        raise ExportError(f"features are added behind {deepstack} layers of the decoder, which has {sizes['num_layers']}")
+        raise ExportError(
+            f"features are added behind {deepstack} layers of the decoder, which has {sizes['num_layers']}"
+        )
     return DecoderShape(**sizes, position_axes=3, deepstack_layers=deepstack)
 
 
@@ -65,7 +67,8 @@ def patch_preprocessing_of(vision: Any, image_processor: Any = None) -> PatchPre
         ExportError: If the processor does anything that the runtime does not reproduce.
     """
     size = {"shortest_edge": 1, "longest_edge": (vision.patch_size * vision.spatial_merge_size) ** 2}
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if image_processor is not None:
         _check_processor(image_processor, vision)
         size = {edge: int(image_processor.size[edge]) for edge in size}

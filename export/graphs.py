@@ -35,7 +35,7 @@ from emocaliber.runtime.errors import ConfigError, ExportError
 
 from .decoder import Decoder, TokenEmbedder
 from .exporting import Ports, traced
-from .external_data import SHARED_BYTES, save_graph
+from .external_data import save_graph
 from .families import QWEN_MODEL_TYPES, SUPPORTED_MODEL_TYPES, decoder_of, patch_preprocessing_of
 from .idefics3 import vision_encoder
 from .qwen import MultimodalRotary, PatchVisionEncoder
@@ -157,7 +157,7 @@ def _export_embedder(model: Any, path: Path, opset: int) -> None:
     ports = Ports(inputs=["input_ids"], outputs=["inputs_embeds"])
     dynamic = ({0: Dim("batch"), 1: Dim("sequence")},)
     graph = traced(TokenEmbedder(model), (ids,), dynamic, ports, name=path.name, opset=opset)
-    save_graph(graph, path, inline_bytes=SHARED_BYTES)
+    save_graph(graph, path, apart=True)
 
 
 def _export_decoder(model: Any, path: Path, opset: int, *, shared: Path) -> None:

@@ -83,6 +83,9 @@ class MultimodalRotary(nn.Module):
     model's own module.
     """
 
+    frequencies: torch.Tensor
+    axes: torch.Tensor
+
     def __init__(self, rotary: Any) -> None:
         super().__init__()
         if rotary.rope_type in _CHANGING_ROTARY:
@@ -104,7 +107,9 @@ def _axes(rotary: Any) -> torch.Tensor:
     _, sines = rotary(torch.zeros(3, 1, 1), one)
     turned: torch.Tensor = sines[:, 0, : len(rotary.inv_freq)] != 0
     if not bool((turned.sum(0) == 1).all()):
-        raise ExportError("a rotary frequency of the language model does not turn by exactly one of the three positions")
+        raise ExportError(
+            "a rotary frequency of the language model does not turn by exactly one of the three positions"
+        )
     return turned.int().argmax(0)
 
 

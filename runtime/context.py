@@ -134,17 +134,14 @@ def read(
     if tree is not None:
         among[linear:, linear:] = tree.mask()
         steps[linear:] = linear + tree.depths
-    placed = 0 if placement is None else placement.shown.shape[1]
-    shown = np.ones((batch, linear), dtype=np.bool_) if active is None else np.tile(active[:, None], linear)
-    spans: Ints | int = 0
-    offsets = steps[None]
+    shown = np.ones((batch, length), dtype=np.bool_) if active is None else np.tile(active[:, None], length)
+    offsets, taken = steps[None], np.full(batch, linear, dtype=np.int64)
     if placement is not None:
+        placed = placement.shown.shape[1]
         shown[:, :placed] &= placement.shown
-        spans = placement.spans
-        following = np.broadcast_to(spans[:, None] + steps[placed:] - placed, (3, batch, length - placed))
-        offsets = np.concatenate([placement.offsets, following], axis=-1)
-        columns = np.concatenate([shown, np.ones((batch, nodes), dtype=np.bool_)], axis=1)
-        among = among & columns[:, None, None, :]
+        among = among & shown[:, None, None, :]
+        taken = placement.spans + linear - placed
+        offsets = _placed(placement, steps)
     mask = np.concatenate(
         [
             np.broadcast_to(context.visible[:, None, None, :], (batch, 1, length, context.visible.shape[1])),
@@ -156,9 +153,17 @@ def read(
     logits, past = engine.decode(
         np.ascontiguousarray(embeds), mask, positions, np.asarray(rows, dtype=np.int64), context.past
     )
-    visible = np.concatenate([context.visible, shown, np.zeros((batch, nodes), dtype=np.bool_)], axis=1)
-    taken = (spans + linear - placed) * (1 if active is None else active)
+    shown[:, linear:] = False
+    visible = np.concatenate([context.visible, shown], axis=1)
+    taken = taken if active is None else taken * active
     return logits, Context(past=past, visible=visible, positions=context.positions + taken)
+
+
+def _placed(placement: Placement, steps: Ints) -> Ints:
+    """Returns (3, B, S) offsets of S tokens: the first ones as placed, the others by their steps behind them."""
+    placed = placement.shown.shape[1]
+    following = placement.spans[:, None] + steps[placed:] - placed
+    return np.concatenate([placement.offsets, np.broadcast_to(following, (3, *following.shape))], axis=-1)
 
 
 def read_tree(
