@@ -234,6 +234,11 @@ class Manifest:
                 raise InputError(f"{error} (this bundle also has: {', '.join(self.taxonomies)})") from error
         return Taxonomy(name=asked, labels=self.taxonomies[asked])
 
+    def graph_bytes(self, precision: str) -> int:
+        """Returns the size of a precision's graphs, with the weights that stand beside them in ``NAME_data``."""
+        names = {end for name in self.precisions[precision].names() for end in (name, f"{name}_data")}
+        return sum(record.size_bytes for name, record in self.files.items() if name in names)
+
     def precision(self, name: str | None = None) -> str:
         """Returns the name of a precision the bundle has; the default one for None.
 

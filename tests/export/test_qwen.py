@@ -161,6 +161,9 @@ def test_weights_beside_the_graphs_are_part_of_the_bundle(exported: tuple[Any, A
     assert "decoder_model_merged.onnx_data" in beside
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     assert set(beside) <= set(manifest["files"])
+    with Bundle.open(bundle) as opened:
+        graphs = [path for path in bundle.glob("*.onnx*") if "_int8" not in path.name]
+        assert opened.manifest.graph_bytes("fp32") == sum(path.stat().st_size for path in graphs)
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in bundle.iterdir():
