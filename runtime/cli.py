@@ -32,7 +32,7 @@ class Command:
 
 COMMANDS = {
     "predict": Command("emocaliber.runtime.commands.predict", None, "the emotion distribution of images"),
-    "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for a folder or a samples file"),
+    "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for folders, tars or samples files"),
     "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle, check its files, calibrate it"),
     "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
     "evaluate": Command("emocaliber.evaluate.commands", "evaluate", "accuracy and calibration of predictions"),
