@@ -64,7 +64,8 @@ class EmotionModel:
         """Returns a model ready to predict.
 
         Args:
-            bundle: A bundle's folder or ``.tar``; None is the one that ships in the package.
+            bundle: A bundle's folder or ``.tar``, or ``hf://owner/name[@revision]`` (extra ``hub``); None is the one
+                that ships in the package.
             precision: A precision of the bundle; None is the bundle's default.
             engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
             threads: Threads an operator may use; None lets the engine choose.
@@ -72,7 +73,7 @@ class EmotionModel:
         Raises:
             InputError: If the precision, the engine or the kind of path is unknown.
             ArtifactError: If the bundle is missing, corrupt or of another schema version.
-            BackendError: If the named engine does not come up.
+            BackendError: If the named engine does not come up, or the hub cannot be reached.
         """
         opened = Bundle.open(bundle)
         try:
@@ -385,12 +386,7 @@ class EmotionModel:
 
     def _readout(self, call: Call, mode: Mode) -> Readout:
         calibrator = self.calibrator(call.taxonomy, mode)
-        made_by = {
-            "name": self.manifest.name,
-            "version": self.manifest.version,
-            "precision": self.precision,
-            "engine": self.engine,
-        }
+        made_by = {**self.bundle.identity, "precision": self.precision, "engine": self.engine}
         return Readout(
             taxonomy=call.taxonomy,
             mode=mode,

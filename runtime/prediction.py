@@ -34,6 +34,8 @@ LINE_KEYS = (
 
 BUNDLE_KEYS = ("name", "version", "precision", "engine")
 """Keys of the `Prediction.bundle` table."""
+BUNDLE_SOURCE = "source"
+"""One more where the bundle was fetched: its ``hf://`` address, commit included."""
 
 DETAIL_KEYS = ("conformal", "calibrator", "out_of_scope", "out_of_time", "drift", "recorded_set")
 """Keys of the ``details`` table of `Prediction.to_dict`: the fields that the JSON line leaves out."""
@@ -99,7 +101,7 @@ class Prediction:
         stated = self.verbalized_confidence
         if stated is not None and not 0.0 < stated < 1.0:
             raise ConfigError(f"verbalized_confidence is {stated!r}, expected a number between 0 and 1, both excluded")
-        if set(self.bundle) != set(BUNDLE_KEYS):
+        if set(self.bundle) - {BUNDLE_SOURCE} != set(BUNDLE_KEYS):
             raise ConfigError(f"bundle has keys {sorted(self.bundle)}, expected {', '.join(BUNDLE_KEYS)}")
         strangers = set(self.recorded_set or ()) - set(self.distribution)
         if strangers:
@@ -141,7 +143,7 @@ class Prediction:
         line = {key: getattr(self, key) for key in LINE_KEYS if key != "prediction_set"}
         line["prediction_set"] = list(self.prediction_set())
         line["distribution"] = dict(self.distribution)
-        line["bundle"] = {key: self.bundle[key] for key in BUNDLE_KEYS}
+        line["bundle"] = {key: self.bundle[key] for key in (*BUNDLE_KEYS, BUNDLE_SOURCE) if key in self.bundle}
         line["timing_ms"] = dict(self.timing_ms)
         line["reasoning"] = None if self.reasoning is None else dict(self.reasoning)
         ordered = {key: line[key] for key in LINE_KEYS}

@@ -77,7 +77,9 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, *, auto: bool = Fa
         parser: Takes the options.
         auto: Whether auto mode may be asked for, where each image is answered in the mode it needs.
     """
-    parser.add_argument("--bundle", metavar="B", help="a bundle folder or .tar (default: the embedded bundle)")
+    parser.add_argument(
+        "--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)"
+    )
     candidates = parser.add_mutually_exclusive_group()
     candidates.add_argument("--taxonomy", metavar="T", help="name of the label set (default: the bundle's own)")
     candidates.add_argument("--labels", metavar="A,B,C", type=_labels, help="your own labels, separated by commas")
