@@ -9,25 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emocaliber.evaluate.prompting import (
-    decoder_shape,
-    end_tokens,
-    image_block_of,
-    preprocessing_of,
-    render_prompts,
-    suppressed_tokens,
-    tokenizer_json,
-)
+from emocaliber.evaluate.prompting import end_tokens, render_prompts, suppressed_tokens, tokenizer_json
+from emocaliber.evaluate.transformers_responder import visual_token_ids
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
-from emocaliber.runtime.errors import ConfigError, ExportError
+from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
     PARITY_NAME,
     TOKENIZER_NAME,
-    DecoderShape,
     GraphFiles,
 )
 from emocaliber.runtime.prompts import PromptTemplate
@@ -35,6 +27,8 @@ from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.sealing import check_free, seal, staged
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
+from .external_data import remove_graph
+from .families import decoder_of, family_of, image_side_of
 from .graphs import DECODER, EMBED, VISION, export_graphs
 from .quantize import SUFFIX, QuantizationReport, quantize_int8
 from .verify import Tolerances, verify_graphs
@@ -161,7 +155,7 @@ def write_bundle(
             atomic_write(folder / PARITY_NAME, json.dumps(to_mapping(parity), indent=1) + "\n")
         for precision in set(PRECISION_SUFFIXES) - set(spec.precisions):
             for name in _graph_files(precision).names():
-                (folder / name).unlink()
+                remove_graph(folder / name)
         seal(folder, _manifest_fields(model, processor, spec, quantization))
     return target
 
@@ -177,25 +171,23 @@ def _graph_files(precision: str) -> GraphFiles:
 
 def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization: QuantizationReport) -> dict[str, Any]:
     """Returns the manifest as plain JSON values, without ``files``."""
-    block = image_block_of(processor)
-    expected = model.model.image_seq_len
-    if block.count != expected:
-        raise ExportError(f"the processor writes {block.count} image tokens, the model makes {expected} image features")
+    preprocessing, block = image_side_of(model, processor)
     ends = end_tokens(model, processor.tokenizer)
+    visual = set(visual_token_ids(model.config) or ()) - set(ends)
     made_with = {package: version(package) for package in ("emocaliber", "torch", "transformers", "onnx")}
     fields = {
         "schema_version": BUNDLE_SCHEMA,
         "name": spec.name,
         "version": spec.version,
-        "family": "idefics3",
+        "family": family_of(model),
         "precisions": {precision: _graph_files(precision) for precision in spec.precisions},
         "default_precision": spec.default_precision,
-        "preprocessing": preprocessing_of(processor.image_processor, model.config.vision_config.image_size),
+        "preprocessing": preprocessing,
         "image_block": block,
         "prompts": render_prompts(processor, spec.template),
-        "decoder": DecoderShape(**decoder_shape(model)),
+        "decoder": decoder_of(model),
         "end_token_ids": ends,
-        "suppressed_token_ids": suppressed_tokens(processor, block, ends),
+        "suppressed_token_ids": sorted({*suppressed_tokens(processor, block, ends), *visual}),
         "max_new_tokens": spec.max_new_tokens,
         "taxonomies": {name: TAXONOMIES[name].labels for name in spec.taxonomies},
         "default_taxonomy": spec.default_taxonomy or spec.taxonomies[0],

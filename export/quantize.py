@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from emocaliber.runtime.errors import ExportError
-from emocaliber.runtime.files import atomic_write
 
+from .external_data import graph_bytes, save_graph
 from .graphs import DECODER, EMBED, GRAPHS, VISION
 
 BITS = 8
@@ -42,9 +42,9 @@ class GraphQuantization:
     float_nodes: dict[str, int]
     """Nodes that hold weights and stay float, by operator (a small embedding table)."""
     bytes_before: int
-    """Size of the float file."""
+    """Size of the float graph; weights that it shares count where they stand."""
     bytes_after: int
-    """Size of the quantised file."""
+    """Size of the quantised graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +77,14 @@ def quantize_int8(folder: Path) -> QuantizationReport:
             raise ExportError(f"{source.name} holds no weight matrix to quantise; is it an exported graph?")
         _drop_unused(model)
         _add_domain(model)
-        atomic_write(target, model.SerializeToString())
+        table = folder / f"{EMBED}{SUFFIX}.onnx"
+        save_graph(model, target, apart=name == EMBED, shared=table if name == DECODER else None)
         graphs[name] = GraphQuantization(
             quantized=quantized,
             activation_products=sum(node.op_type == "MatMul" for node in model.graph.node),
             float_nodes=_float_nodes(model),
-            bytes_before=source.stat().st_size,
-            bytes_after=target.stat().st_size,
+            bytes_before=graph_bytes(source),
+            bytes_after=graph_bytes(target),
         )
     return QuantizationReport(bits=BITS, block_size=BLOCK_SIZE, graphs=graphs)
 

@@ -9,9 +9,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Pixels = Floats | Sequence[Floats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +24,11 @@ class PaddedPrompts:
     """Token ids [B, S]; image tokens stand where image features go."""
     mask: npt.NDArray[np.bool_]
     """True for tokens, False for padding [B, S]."""
-    pixels: Floats
-    """One image per prompt [B, 3, T, T]."""
+    pixels: Pixels
+    """One image per prompt: [B, 3, T, T], or of each its patches [rows, columns, merge², values]."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], pixels: Floats, pad: int) -> PaddedPrompts:
+    def of(cls, prompts: Sequence[Sequence[int]], pixels: Pixels, pad: int) -> PaddedPrompts:
         """Returns the batch of these prompts and images."""
         longest = max(map(len, prompts))
         ids = np.full((len(prompts), longest), pad, np.int64)
@@ -50,11 +52,10 @@ def decoded_logits(model: Any, batch: PaddedPrompts, steps: int) -> Iterator[tup
         steps: Number of decode steps with the key/value cache.
     """
     mask = torch.from_numpy(batch.mask.astype(np.int64))
-    inputs: dict[str, Any] = {
-        "input_ids": torch.from_numpy(batch.ids),
-        "position_ids": torch.from_numpy(batch.positions()),
-        "pixel_values": torch.from_numpy(batch.pixels)[:, None],
-    }
+    inputs = _inputs(model, torch.from_numpy(batch.ids), batch.pixels)
+    tiles = isinstance(batch.pixels, np.ndarray)
+    if tiles:
+        inputs["position_ids"] = torch.from_numpy(batch.positions())
     cache = None
     with torch.no_grad():
         for _ in range(steps + 1):
@@ -64,11 +65,14 @@ def decoded_logits(model: Any, batch: PaddedPrompts, steps: int) -> Iterator[tup
             tokens = logits.argmax(dim=-1)
             yield logits.numpy(), tokens.numpy()
             mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], dim=1)
-            inputs = {"input_ids": tokens[:, None], "position_ids": mask.sum(dim=1, keepdim=True) - 1}
+            positions = mask.sum(dim=1, keepdim=True) - 1
+            if not tiles:  # as `generate` continues, from what the model found out about the images
+                positions = (positions + model.model.rope_deltas).expand(3, -1, -1)
+            inputs = {"input_ids": tokens[:, None], "position_ids": positions}
 
 
 def label_scores(
-    model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]], pixels: Floats
+    model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]], pixels: Pixels
 ) -> npt.NDArray[np.float64]:
     """Returns each answer's log-likelihood [K] in nats, one whole pass of prompt and answer each.
 
@@ -76,21 +80,43 @@ def label_scores(
         model: The transformers model, in evaluation mode.
         prompt: Token ids up to where the answer starts, image tokens included.
         answers: Token ids of each answer, closing tag included.
-        pixels: The image [1, 3, T, T].
+        pixels: The image [1, 3, T, T], or a list of its patches [rows, columns, merge², values].
     """
     scores = np.empty(len(answers))
     with torch.no_grad():
         for place, answer in enumerate(answers):
             ids = torch.tensor([[*prompt, *answer]])
-            logits = model(input_ids=ids, pixel_values=torch.from_numpy(pixels)[None], use_cache=False).logits[0]
+            logits = model(**_inputs(model, ids, pixels), use_cache=False).logits[0]
             predicted = torch.log_softmax(logits[len(prompt) - 1 : -1].double(), dim=-1)
             scores[place] = float(predicted.gather(1, torch.tensor(answer)[:, None]).sum())
     return scores
 
 
 def expected_pixels(image_processor: Any, image: npt.NDArray[np.uint8]) -> Floats:
-    """Returns [1, 3, T, T] float32 as the transformers image processor makes it of uint8 (H, W, 3)."""
-    output = image_processor(
-        [[image]], do_image_splitting=False, input_data_format="channels_last", return_tensors="np"
-    )
-    return cast("Floats", output["pixel_values"][0].astype(np.float32))
+    """Returns what the transformers image processor makes of uint8 (H, W, 3), in the shape of the runtime's.
+
+    That is float32 [1, 3, T, T], or [rows, columns, merge², values] for images of any size.
+    """
+    merge = getattr(image_processor, "merge_size", None)
+    if merge is None:
+        output = image_processor(
+            [[image]], do_image_splitting=False, input_data_format="channels_last", return_tensors="np"
+        )
+        return cast("Floats", output["pixel_values"][0].astype(np.float32))
+    output = image_processor([Image.fromarray(image)], return_tensors="np")
+    _, rows, columns = (int(size) for size in output["image_grid_thw"][0])
+    patches: Floats = output["pixel_values"].astype(np.float32)
+    return patches.reshape(rows // merge, columns // merge, merge**2, -1)
+
+
+def _inputs(model: Any, ids: torch.Tensor, pixels: Pixels) -> dict[str, Any]:
+    """Returns what the model takes of tokens [B, S] and their images; positions are its own affair."""
+    if isinstance(pixels, np.ndarray):
+        return {"input_ids": ids, "pixel_values": torch.from_numpy(pixels)[:, None]}
+    merge = model.config.vision_config.spatial_merge_size
+    return {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == model.config.image_token_id).int(),
+        "pixel_values": torch.cat([torch.from_numpy(image).flatten(0, 2) for image in pixels]),
+        "image_grid_thw": torch.tensor([[1, merge * image.shape[0], merge * image.shape[1]] for image in pixels]),
+    }

@@ -30,6 +30,7 @@ from emocaliber.runtime.errors import ExportError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.manifest import MODEL_CARD_NAME, TOKENIZER_NAME, GraphFiles, ImageBlock, Manifest
+from emocaliber.runtime.preprocessing import Preprocessing
 from emocaliber.runtime.sealing import staged
 from emocaliber.runtime.tokenization import PromptTokenizer
 
@@ -93,8 +94,8 @@ def write_transformers_js(bundle: Bundle, target: Path) -> Path:
         ExportError: If the bundle is of a family, or has graphs, that transformers.js would run in another way.
     """
     manifest = bundle.manifest
-    family: str = manifest.family
-    if family != "idefics3" or _surroundings(manifest.image_block) != _EXPANDED:
+    family, preprocessing = manifest.family, manifest.preprocessing
+    if not isinstance(preprocessing, Preprocessing) or _surroundings(manifest.image_block) != _EXPANDED:
         raise ExportError(
             f"{manifest.name} is a {family} bundle with images between {_surroundings(manifest.image_block)}; "
             f"only Idefics3 bundles with {_EXPANDED} can be written for transformers.js"
@@ -103,10 +104,10 @@ def write_transformers_js(bundle: Bundle, target: Path) -> Path:
     with staged(target) as folder:
         for graphs in manifest.precisions.values():
             for stem, name in _graphs(graphs):
-                _write_graph(bundle.path(name), folder / "onnx" / name, stem, manifest.preprocessing.tile_size)
+                _write_graph(bundle.path(name), folder / "onnx" / name, stem, preprocessing.tile_size)
         shutil.copyfile(bundle.path(TOKENIZER_NAME), folder / TOKENIZER_NAME)
         shutil.copyfile(bundle.path(MODEL_CARD_NAME), folder / "README.md")
-        for name, content in _configuration(manifest, tokenizer).items():
+        for name, content in _configuration(manifest, preprocessing, tokenizer).items():
             atomic_write(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return target
 
@@ -172,9 +173,9 @@ def _value(name: str, kind: int, shape: Sequence[str | int]) -> onnx.ValueInfoPr
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _configuration(manifest: Manifest, tokenizer: PromptTokenizer) -> dict[str, Any]:
+def _configuration(manifest: Manifest, processing: Preprocessing, tokenizer: PromptTokenizer) -> dict[str, Any]:
     """Returns the configuration files by name."""
-    shape, processing, block = manifest.decoder, manifest.preprocessing, manifest.image_block
+    shape, block = manifest.decoder, manifest.image_block
     default = manifest.precisions[manifest.default_precision]
     ends = list(manifest.end_token_ids)
     text = {

@@ -17,17 +17,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from emocaliber.evaluate.qwen_inputs import QwenImage, rotary_positions
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.context import empty_context, read, read_tree
+from emocaliber.runtime.context import Placement, empty_context, read, read_tree
 from emocaliber.runtime.engine import OnnxEngine
 from emocaliber.runtime.errors import ConfigError, ExportError
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN, Mode
+from emocaliber.runtime.patches import PatchPreprocessing
+from emocaliber.runtime.preprocessing import Preprocessing
 from emocaliber.runtime.tokenization import PromptTokenizer
 from emocaliber.runtime.tree import build_tree
 
 from .graphs import exportable
-from .reference import Floats, Ints, PaddedPrompts, decoded_logits, expected_pixels, label_scores
+from .reference import Floats, Ints, PaddedPrompts, Pixels, decoded_logits, expected_pixels, label_scores
 
 EXACT_PRECISIONS = ("fp32",)
 """Precisions that must equal the model to rounding; every other one may drift within `Tolerances.drift`."""
@@ -100,7 +104,8 @@ class _Case:
 
     tokens: list[int]
     answers: list[list[int]]
-    pixels: Floats
+    pixels: Floats | list[Floats]
+    """The image as a batch of one."""
 
 
 def verify_graphs(
@@ -118,7 +123,8 @@ def verify_graphs(
         model: The transformers model; it is not changed.
         folder: The bundle's folder.
         processor: The model's processor.
-        images: uint8 (H, W, 3) images, at least three; synthetic ones of uneven sizes where None.
+        images: uint8 (H, W, 3) images, at least three; synthetic ones of uneven sizes where None, for families with
+            images of any size so large that windows of attention are cut at both edges.
         steps: Greedy decode steps.
         tolerances: Largest differences accepted.
 
@@ -127,16 +133,18 @@ def verify_graphs(
         ArtifactError: If the folder holds no valid bundle.
     """
     accepted = tolerances or Tolerances()
-    pictures = synthetic_images() if images is None else list(images)
-    if len(pictures) < 3:
-        raise ConfigError(f"parity needs at least three images, got {len(pictures)}")
+    if images is not None and len(images) < 3:
+        raise ConfigError(f"parity needs at least three images, got {len(images)}")
     with Bundle.open(folder, verify=False) as bundle, exportable(model) as plain:
-        pixels = [bundle.manifest.preprocessing.apply(image) for image in pictures]
-        pixel_difference = _largest(
-            ours - expected_pixels(processor.image_processor, image)
-            for ours, image in zip(pixels, pictures, strict=True)
-        )
-        cases = _cases(bundle, processor, pixels)
+        preprocessing = bundle.manifest.preprocessing
+        pictures = synthetic_images(_scale(preprocessing)) if images is None else list(images)
+        pixels = [preprocessing.apply(image) for image in pictures]
+        expected = [expected_pixels(processor.image_processor, image) for image in pictures]
+        shapes = [(ours.shape, theirs.shape) for ours, theirs in zip(pixels, expected, strict=True)]
+        if any(ours != theirs for ours, theirs in shapes):
+            raise ExportError(f"the runtime and the processor cut images into other patches: {shapes}")
+        pixel_difference = _largest(ours - theirs for ours, theirs in zip(pixels, expected, strict=True))
+        cases = _cases(bundle, processor, pictures, pixels)
         pad = processor.tokenizer.pad_token_id or 0
         checker = _Checker(plain, bundle, cases, steps, accepted, pad)
         report = ParityReport(
@@ -153,18 +161,31 @@ def verify_graphs(
     return report
 
 
-def synthetic_images() -> list[npt.NDArray[np.uint8]]:
-    """Returns three uint8 (H, W, 3) images, smooth with noise, of uneven sizes: wide, tall and small."""
+def synthetic_images(scale: float = 1.0) -> list[npt.NDArray[np.uint8]]:
+    """Returns three uint8 (H, W, 3) images, smooth with noise, of uneven sizes: wide, tall and small.
+
+    Args:
+        scale: How many times 32 pixels the small one has on a side, about.
+    """
     rng = np.random.default_rng(20)
     images = []
-    for height, width in ((61, 97), (130, 75), (33, 31)):
+    for height, width in ((round(scale * h), round(scale * w)) for h, w in ((61, 97), (130, 75), (33, 31))):
         ramps = np.linspace(0, 160, height)[:, None, None] * [1.0, 0.5, 0.2]
         ramps = ramps + np.linspace(0, 60, width)[None, :, None] * [0.1, 0.6, 1.0]
         images.append(np.clip(ramps + rng.normal(0, 30, (height, width, 3)), 0, 255).astype(np.uint8))
     return images
 
 
-def _cases(bundle: Bundle, processor: Any, pixels: Sequence[Floats]) -> list[_Case]:
+def _scale(preprocessing: Preprocessing | PatchPreprocessing) -> float:
+    """Returns the scale of the synthetic images: the small one is a visual token larger than a window."""
+    if isinstance(preprocessing, Preprocessing):
+        return 1.0
+    return preprocessing.factor * ((preprocessing.window or 4) + 1) / 32
+
+
+def _cases(
+    bundle: Bundle, processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], pixels: Sequence[Floats]
+) -> list[_Case]:
     """Returns a case per image; prompts take turns.
 
     Raises:
@@ -175,20 +196,20 @@ def _cases(bundle: Bundle, processor: Any, pixels: Sequence[Floats]) -> list[_Ca
     labels = manifest.taxonomies[manifest.default_taxonomy]
     asked: list[tuple[Mode, Sequence[str]]] = [("direct", labels), ("reason", labels), ("direct", EXTRA_LABELS)]
     cases = []
-    for place, image_pixels in enumerate(pixels):
+    for place, (picture, image_pixels) in enumerate(zip(pictures, pixels, strict=True)):
         mode, candidates = asked[place % len(asked)]
         prompt = manifest.prompts.of(mode)
         before, after = prompt.prefix(candidates), prompt.after_image
-        tokens = tokenizer.encode(before + manifest.image_block.text() + after)
-        blank = np.zeros((8, 8, 3), np.uint8)
-        text = before + processor.image_token + after
-        expected = processor(
-            text=[text], images=[[blank]], do_image_splitting=False, add_special_tokens=False, return_tensors="np"
-        )
+        block, options = manifest.image_block.text(), {"do_image_splitting": False}
+        if manifest.image_block.count is None:
+            block, options = block * image_pixels.shape[0] * image_pixels.shape[1], {}
+        tokens = tokenizer.encode(before + block + after)
+        text, image = before + processor.image_token + after, Image.fromarray(picture)
+        expected = processor(text=[text], images=[[image]], add_special_tokens=False, return_tensors="np", **options)
         if tokens != [int(token) for token in expected["input_ids"][0]]:
             raise ExportError(f"the bundle's tokenizer reads the {mode} prompt otherwise than the processor: {text!r}")
         answers = [tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}") for label in candidates]
-        cases.append(_Case(tokens=tokens, answers=answers, pixels=image_pixels))
+        cases.append(_Case(tokens=tokens, answers=answers, pixels=manifest.preprocessing.batch([image_pixels])))
     return cases
 
 
@@ -204,7 +225,11 @@ class _Checker:
         self.image_token = int(model.config.image_token_id)
         self.batch_sizes = (1, 2, 3)
         self.batches = [
-            PaddedPrompts.of([c.tokens for c in cases[:size]], np.concatenate([c.pixels for c in cases[:size]]), pad)
+            PaddedPrompts.of(
+                [case.tokens for case in cases[:size]],
+                bundle.manifest.preprocessing.batch([image for case in cases[:size] for image in _each(case.pixels)]),
+                pad,
+            )
             for size in self.batch_sizes
         ]
         self.logits = [list(decoded_logits(model, batch, steps)) for batch in self.batches]
@@ -218,6 +243,7 @@ class _Checker:
             embed_tokens=self.bundle.path(files.embed_tokens),
             decoder=self.bundle.path(files.decoder),
             shape=self.bundle.manifest.decoder,
+            preprocessing=self.bundle.manifest.preprocessing,
             engine="cpu",
         )
         steps = [
@@ -249,12 +275,12 @@ class _Checker:
     def _label_scores(self, engine: OnnxEngine, case: _Case) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Returns the scores [K] of a case's answers from one pass over their tree, and from one pass each."""
         tree = build_tree(case.answers)
-        features = engine.encode_images(case.pixels)
+        features, placement = _features(engine, case.pixels), self._placement(case)
 
         def embed(tokens: Sequence[int]) -> Floats:
             ids = np.array([tokens], np.int64)
             embeds = engine.embed(ids)
-            embeds[ids == self.image_token] = features[0]
+            embeds[ids == self.image_token] = features
             return embeds
 
         together, _ = read_tree(
@@ -262,16 +288,26 @@ class _Checker:
             empty_context(self.bundle.manifest.decoder),
             embed([*case.tokens, *tree.common, *tree.tokens.tolist()]),
             tree,
+            placement=placement,
         )
         alone = np.empty(len(case.answers))
         for place, answer in enumerate(case.answers):
             rows = range(len(case.tokens) - 1, len(case.tokens) + len(answer) - 1)
             context = empty_context(self.bundle.manifest.decoder)
-            logits = read(engine, context, embed([*case.tokens, *answer]), rows)[0][0].astype(np.float64)
+            embeds = embed([*case.tokens, *answer])
+            logits = read(engine, context, embeds, rows, placement=placement)[0][0].astype(np.float64)
             with np.errstate(invalid="ignore"):  # logits that are NaN are reported, not warned about
                 totals = np.logaddexp.reduce(logits, axis=-1)
             alone[place] = (logits[np.arange(len(answer)), answer] - totals).sum()
         return together[0], alone
+
+    def _placement(self, case: _Case) -> Placement | None:
+        """Returns where a case's prompt stands, where not simply in a line."""
+        if isinstance(case.pixels, np.ndarray):
+            return None
+        positions = _rotary(case.tokens, self.image_token, case.pixels[0])
+        shown = np.ones((1, len(case.tokens)), np.bool_)
+        return Placement(shown=shown, offsets=positions[:, None], spans=positions[0, -1:] + 1)
 
 
 def _graph_logits(
@@ -279,10 +315,10 @@ def _graph_logits(
 ) -> Iterator[Floats]:
     """Yields logits [B, vocab] after the prompts and after each forced token, as `reference.decoded_logits` does."""
     embeds = engine.embed(batch.ids)
-    embeds[batch.ids == image_token] = engine.encode_images(batch.pixels).reshape(-1, embeds.shape[-1])
+    embeds[batch.ids == image_token] = _features(engine, batch.pixels)
     size, length = batch.ids.shape
     causal = np.tril(np.ones((length, length), np.bool_))
-    mask, positions = causal & batch.mask[:, None, :], batch.positions()
+    mask, positions = causal & batch.mask[:, None, :], _positions(batch, image_token)
     past = empty_context(bundle.manifest.decoder).repeated(size).past
     known = batch.mask
     for tokens in [*forced, None]:
@@ -292,7 +328,35 @@ def _graph_logits(
         if tokens is not None:
             known = np.concatenate([known, np.ones((size, 1), np.bool_)], axis=1)
             embeds, mask = engine.embed(tokens[:, None]), known[:, None, :]
-            positions = known.sum(axis=1, keepdims=True, dtype=np.int64) - 1
+            positions = positions[..., -1:] + 1
+
+
+def _each(pixels: Pixels) -> list[Floats]:
+    """Returns the images of a batch as preprocessing makes them."""
+    return list(pixels[:, None]) if isinstance(pixels, np.ndarray) else list(pixels)
+
+
+def _features(engine: OnnxEngine, pixels: Pixels) -> Floats:
+    """Returns the features [images · count, width] of a batch of images, one image behind the other."""
+    parts = [pixels] if isinstance(pixels, np.ndarray) else pixels
+    features = [engine.encode_images(part) for part in parts]
+    return np.concatenate([part.reshape(-1, part.shape[-1]) for part in features])
+
+
+def _positions(batch: PaddedPrompts, image_token: int) -> Ints:
+    """Returns positions [B, S], or [3, B, S] where images have rows and columns; 0 on padding."""
+    if isinstance(batch.pixels, np.ndarray):
+        return batch.positions()
+    positions = np.zeros((3, *batch.ids.shape), np.int64)
+    for row, (ids, shown, patches) in enumerate(zip(batch.ids, batch.mask, batch.pixels, strict=True)):
+        positions[:, row, shown] = _rotary(ids[shown].tolist(), image_token, patches)
+    return positions
+
+
+def _rotary(tokens: Sequence[int], image_token: int, patches: Floats) -> Ints:
+    rows, columns = patches.shape[:2]
+    image = QwenImage(patches=patches, grid=(1, rows, columns), shape=(rows, columns))
+    return rotary_positions(tokens, image_token, image)
 
 
 def _largest(differences: Iterable[npt.NDArray[Any]]) -> float:

@@ -28,7 +28,7 @@ class Context:
     visible: Bools
     """(B, L), True where the token belongs to the sequence."""
     positions: Ints
-    """(B,) position of the next token: the number of visible columns."""
+    """(B,) position of the next token: the number of visible columns, or fewer behind an image of several rows."""
 
     @property
     def batch(self) -> int:
@@ -63,6 +63,36 @@ class Context:
         return Context(past=self.past, visible=visible, positions=self.positions + lengths)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Placement:
+    """Where the first n new tokens stand, if not simply behind each other: padding, or images with rows and columns."""
+
+    shown: Bools
+    """(B, n), False for padding."""
+    offsets: Ints
+    """(3, B, n) position of each in time, height and width, counted from the next position of its sequence."""
+    spans: Ints
+    """(B,) positions that the n tokens take; what follows goes on from there."""
+
+
+def place_images(shapes: Sequence[tuple[int, int]]) -> Placement:
+    """Returns the placement of one image for each sequence, padded on the left.
+
+    The token in row r and column c of an image stands at (0, r, c), and what follows the image behind its longer side.
+
+    Args:
+        shapes: Rows and columns of each image, in visual tokens.
+    """
+    longest = max(rows * columns for rows, columns in shapes)
+    shown = np.zeros((len(shapes), longest), dtype=np.bool_)
+    offsets = np.zeros((3, len(shapes), longest), dtype=np.int64)
+    for number, (rows, columns) in enumerate(shapes):
+        start = longest - rows * columns
+        shown[number, start:] = True
+        offsets[1:, number, start:] = np.indices((rows, columns)).reshape(2, -1)
+    return Placement(shown=shown, offsets=offsets, spans=np.array([max(shape) for shape in shapes], dtype=np.int64))
+
+
 def empty_context(shape: DecoderShape) -> Context:
     """Returns the context of one sequence that has read nothing."""
     part = np.zeros((1, shape.num_kv_heads, 0, shape.head_dim), dtype=np.float32)
@@ -81,6 +111,7 @@ def read(
     *,
     tree: LabelTree | None = None,
     active: Bools | None = None,
+    placement: Placement | None = None,
 ) -> tuple[Floats32, Context]:
     """Returns (B, R, vocab) logits of the wanted rows, and the context with the new tokens in it.
 
@@ -89,19 +120,28 @@ def read(
     Args:
         engine: Runs the decoder.
         context: What was read so far.
-        embeds: (B, S, hidden) new tokens: first the linear ones, then the nodes of ``tree``.
+        embeds: (B, S, width) new tokens: first the linear ones, then the nodes of ``tree``.
         rows: New tokens whose logits are wanted.
         tree: The tree whose nodes come last.
         active: (B,) False where a sequence has ended: its new token is padding and stays hidden.
+        placement: Of the first linear tokens, where these hold padding or images with rows and columns.
     """
     batch, length = embeds.shape[:2]
     nodes = 0 if tree is None else len(tree)
     linear = length - nodes
     among = np.tril(np.ones((length, length), dtype=np.bool_))
-    offsets = np.arange(length, dtype=np.int64)
+    steps = np.arange(length, dtype=np.int64)
     if tree is not None:
         among[linear:, linear:] = tree.mask()
-        offsets[linear:] = linear + tree.depths
+        steps[linear:] = linear + tree.depths
+    shown = np.ones((batch, length), dtype=np.bool_) if active is None else np.tile(active[:, None], length)
+    offsets, taken = steps[None], np.full(batch, linear, dtype=np.int64)
+    if placement is not None:
+        placed = placement.shown.shape[1]
+        shown[:, :placed] &= placement.shown
+        among = among & shown[:, None, None, :]
+        taken = placement.spans + linear - placed
+        offsets = _placed(placement, steps)
     mask = np.concatenate(
         [
             np.broadcast_to(context.visible[:, None, None, :], (batch, 1, length, context.visible.shape[1])),
@@ -113,24 +153,32 @@ def read(
     logits, past = engine.decode(
         np.ascontiguousarray(embeds), mask, positions, np.asarray(rows, dtype=np.int64), context.past
     )
-    taken = np.ones(batch, dtype=np.bool_) if active is None else active
-    shown = np.concatenate([np.ones(linear, dtype=np.bool_), np.zeros(nodes, dtype=np.bool_)])
-    visible = np.concatenate([context.visible, taken[:, None] & shown], axis=1)
-    return logits, Context(past=past, visible=visible, positions=context.positions + linear * taken)
+    shown[:, linear:] = False
+    visible = np.concatenate([context.visible, shown], axis=1)
+    taken = taken if active is None else taken * active
+    return logits, Context(past=past, visible=visible, positions=context.positions + taken)
+
+
+def _placed(placement: Placement, steps: Ints) -> Ints:
+    """Returns (3, B, S) offsets of S tokens: the first ones as placed, the others by their steps behind them."""
+    placed = placement.shown.shape[1]
+    following = placement.spans[:, None] + steps[placed:] - placed
+    return np.concatenate([placement.offsets, np.broadcast_to(following, (3, *following.shape))], axis=-1)
 
 
 def read_tree(
-    engine: Engine, context: Context, embeds: Floats32, tree: LabelTree
+    engine: Engine, context: Context, embeds: Floats32, tree: LabelTree, *, placement: Placement | None = None
 ) -> tuple[NDArray[np.float64], Context]:
     """Returns (B, K) float64 log-likelihoods of the tree's paths, and the context to go on from with `Context.along`.
 
     Args:
         engine: Runs the decoder.
         context: What was read so far.
-        embeds: (B, S, hidden): at least one linear token, then the tree's nodes.
+        embeds: (B, S, width): at least one linear token, then the tree's nodes.
         tree: The tree.
+        placement: As in `read`.
     """
     root = embeds.shape[1] - len(tree) - 1
     rows = [root, *(root + 1 + int(node) for node in tree.inner)]
-    logits, after = read(engine, context, embeds, rows, tree=tree)
+    logits, after = read(engine, context, embeds, rows, tree=tree, placement=placement)
     return tree.scores(logits), after

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .errors import ArtifactError, BackendError, InputError
 from .manifest import DecoderShape
 from .onnx_runtime import onnxruntime
+from .patches import PatchPreprocessing
+from .preprocessing import Preprocessing
 
 EngineName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "cuda", "tensorrt")
@@ -37,10 +39,15 @@ class Engine(Protocol):
     """What runs them, such as ``onnxruntime-cpu``."""
 
     def encode_images(self, pixel_values: Floats32) -> Floats32:
-        """Returns (N, count, hidden) image features for (N, 3, T, T) pixels."""
+        """Returns (N, count, width) image features for (N, 3, T, T) pixels.
+
+        For the families with images of any size (1, rows · columns, width) for one image's patches
+        (rows, columns, merge², values). ``width`` is `DecoderShape.embed_width`: a feature, and what is added to it
+        behind the first layers of the decoder.
+        """
 
     def embed(self, ids: NDArray[np.int64]) -> Floats32:
-        """Returns (B, S, hidden) embeddings for (B, S) token ids."""
+        """Returns (B, S, width) embeddings for (B, S) token ids; nothing is added to them behind the first layers."""
 
     def decode(
         self,
@@ -53,9 +60,10 @@ class Engine(Protocol):
         """Returns (B, R, vocab) logits of the wanted rows, and the keys and values of past and new tokens.
 
         Args:
-            embeds: (B, S, hidden), the new tokens.
+            embeds: (B, S, width), the new tokens.
             mask: (B, 1, S, P + S), True where a new token attends; columns are the past, then the new tokens.
-            positions: (B, S) position of each new token.
+            positions: (B, S) position of each new token; where the family has them (3, B, S) positions in time,
+                height and width, of which (B, S) says that they are the same.
             rows: (R,) the new tokens whose logits are wanted.
             past: Keys and values of the P tokens before; P may be 0.
         """
@@ -71,6 +79,7 @@ class OnnxEngine:
         embed_tokens: Path,
         decoder: Path,
         shape: DecoderShape,
+        preprocessing: Preprocessing | PatchPreprocessing | None = None,
         engine: EngineName = "auto",
         threads: int | None = None,
     ) -> None:
@@ -81,6 +90,7 @@ class OnnxEngine:
             embed_tokens: Graph file.
             decoder: Graph file.
             shape: Sizes of the decoder.
+            preprocessing: How pixels are made; needed where images have sizes of their own.
             engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
                 the CPU.
             threads: Threads an operator may use; None lets ONNX Runtime choose.
@@ -96,6 +106,9 @@ class OnnxEngine:
             raise InputError(f"threads is {threads}, expected at least 1")
         chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
         self.name = f"onnxruntime-{chosen}"
+        self._shape = shape
+        self._patches = preprocessing if isinstance(preprocessing, PatchPreprocessing) else None
+        deep = shape.deepstack_layers > 0
         self._past_names = [
             f"past_key_values.{layer}.{part}" for layer in range(shape.num_layers) for part in ("key", "value")
         ]
@@ -104,18 +117,28 @@ class OnnxEngine:
         self._vision = _session(vision_encoder, chosen, threads)
         self._embed = _session(embed_tokens, "cpu", 1)
         self._decoder = _session(decoder, chosen, threads)
-        _check_ports(self._vision, vision_encoder, ["pixel_values"], ["image_features"])
+        grid = self._patches.grid_inputs if self._patches else ()
+        self._vision_outputs = ["image_features", *(["deepstack_features"] if deep else [])]
+        _check_ports(self._vision, vision_encoder, ["pixel_values", *grid], self._vision_outputs)
         _check_ports(self._embed, embed_tokens, ["input_ids"], ["inputs_embeds"])
         inputs = ["inputs_embeds", "attention_mask", "position_ids", "logit_rows", *self._past_names]
+        inputs += ["deepstack_embeds"] if deep else []
         _check_ports(self._decoder, decoder, inputs, self._decoder_outputs)
 
     def encode_images(self, pixel_values: Floats32) -> Floats32:
-        """Returns (N, count, hidden) image features; see `Engine`."""
-        return _run(self._vision, ["image_features"], {"pixel_values": pixel_values})[0]
+        """Returns (N, count, width) image features; see `Engine`."""
+        if self._patches is None:
+            return _run(self._vision, self._vision_outputs, {"pixel_values": pixel_values})[0]
+        rows, columns, *_, values = pixel_values.shape
+        feed = {"pixel_values": pixel_values.reshape(-1, values), **self._patches.grid(rows, columns)}
+        features, *deepstack = _run(self._vision, self._vision_outputs, feed)
+        return np.concatenate([features, *(layer for layers in deepstack for layer in layers)], axis=-1)[np.newaxis]
 
     def embed(self, ids: NDArray[np.int64]) -> Floats32:
-        """Returns (B, S, hidden) embeddings; see `Engine`."""
-        return _run(self._embed, ["inputs_embeds"], {"input_ids": ids})[0]
+        """Returns (B, S, width) embeddings; see `Engine`."""
+        embeds = _run(self._embed, ["inputs_embeds"], {"input_ids": ids})[0]
+        added = self._shape.embed_width - self._shape.hidden_size
+        return np.pad(embeds, ((0, 0), (0, 0), (0, added))) if added else embeds
 
     def decode(
         self,
@@ -126,7 +149,14 @@ class OnnxEngine:
         past: KeyValues,
     ) -> tuple[Floats32, KeyValues]:
         """Returns logits of the wanted rows, and keys and values; see `Engine`."""
-        feed = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, "logit_rows": rows}
+        shape = self._shape
+        if shape.position_axes > 1 and positions.ndim == 2:
+            positions = np.repeat(positions[np.newaxis], shape.position_axes, axis=0)
+        feed: dict[str, NDArray[Any]] = {"attention_mask": mask, "position_ids": positions, "logit_rows": rows}
+        feed["inputs_embeds"] = np.ascontiguousarray(embeds[..., : shape.hidden_size])
+        if shape.deepstack_layers:
+            added = embeds[..., shape.hidden_size :].reshape(*embeds.shape[:2], -1, shape.hidden_size)
+            feed["deepstack_embeds"] = np.ascontiguousarray(added.transpose(2, 0, 1, 3))
         feed.update(zip(self._past_names, past, strict=True))
         logits, *present = _run(self._decoder, self._decoder_outputs, feed)
         return logits, tuple(present)

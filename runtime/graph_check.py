@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from .manifest import Manifest
 from .onnx_header import read_header
+from .patches import PatchPreprocessing
 
 Shape = tuple[int | None, ...]
 """Sizes; None is any."""
@@ -38,20 +39,31 @@ def graph_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _expected(manifest: Manifest) -> Iterator[tuple[dict[str, Shape], dict[str, Shape]]]:
     """Yields inputs and outputs of the three graphs, keys and values left out."""
-    hidden, tile, count = (
-        manifest.decoder.hidden_size,
-        manifest.preprocessing.tile_size,
-        manifest.image_block.count,
-    )
-    yield {"pixel_values": (None, 3, tile, tile)}, {"image_features": (None, count, hidden)}
+    shape = manifest.decoder
+    hidden, axes, deep = shape.hidden_size, shape.position_axes, shape.deepstack_layers
+    yield _vision(manifest)
     yield {"input_ids": (None, None)}, {"inputs_embeds": (None, None, hidden)}
     inputs: dict[str, Shape] = {
         "inputs_embeds": (None, None, hidden),
         "attention_mask": (None, 1, None, None),
-        "position_ids": (None, None),
+        "position_ids": (None, None) if axes == 1 else (axes, None, None),
         "logit_rows": (None,),
     }
-    yield inputs, {"logits": (None, None, manifest.decoder.vocab_size)}
+    if deep:
+        inputs["deepstack_embeds"] = (deep, None, None, hidden)
+    yield inputs, {"logits": (None, None, shape.vocab_size)}
+
+
+def _vision(manifest: Manifest) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Returns inputs and outputs of the vision encoder."""
+    hidden, deep, images = manifest.decoder.hidden_size, manifest.decoder.deepstack_layers, manifest.preprocessing
+    if not isinstance(images, PatchPreprocessing):
+        pixels = (None, 3, images.tile_size, images.tile_size)
+        return {"pixel_values": pixels}, {"image_features": (None, manifest.image_block.count, hidden)}
+    inputs: dict[str, Shape] = {"pixel_values": (None, 3 * images.temporal_patch_size * images.patch_size**2)}
+    inputs |= {name: (None, *array.shape[1:]) for name, array in images.grid(1, 1).items()}
+    outputs: dict[str, Shape] = {"image_features": (None, hidden)}
+    return inputs, outputs | ({"deepstack_features": (deep, None, hidden)} if deep else {})
 
 
 def _past(manifest: Manifest) -> dict[str, Shape]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .archive import collisions, is_safe_name
 from .errors import ArtifactError, ConfigError, EmoCaliberError, InputError
 from .grammar import Mode
+from .patches import PatchPreprocessing
 from .preprocessing import Preprocessing
 from .prompts import RenderedPrompt
 from .records import MAX_FAULTS, from_mapping
@@ -49,11 +50,14 @@ class GraphFiles:
     """The three graphs of one precision, by their names in the bundle."""
 
     vision_encoder: str
-    """``pixel_values`` float32 (N, 3, T, T) -> ``image_features`` float32 (N, count, hidden)."""
+    """``pixel_values`` float32 (N, 3, T, T) -> ``image_features`` float32 (N, count, hidden); of the Qwen-VL families
+    one image's patches (P, values) and what `PatchPreprocessing.grid` says of them -> (count, hidden), and
+    ``deepstack_features`` (D, count, hidden)."""
     embed_tokens: str
     """``input_ids`` int64 (B, S) -> ``inputs_embeds`` float32 (B, S, hidden)."""
     decoder: str
-    """Embeddings, 4-D mask, positions, wanted rows and past -> logits of those rows, and the new keys and values."""
+    """Embeddings, 4-D mask, positions, wanted rows, deep-stack features and past -> logits of those rows, and the new
+    keys and values."""
 
     def names(self) -> tuple[str, str, str]:
         """Returns the three file names."""
@@ -68,18 +72,18 @@ class ImageBlock:
     """Text before the image tokens."""
     token: str
     """The image token, written `count` times."""
-    count: int
-    """Number of image features, and so of image tokens."""
+    count: int | None
+    """Number of image features, and so of image tokens; None where it depends on the image's size."""
     after: str
     """Text after the image tokens."""
 
     def __post_init__(self) -> None:
-        if not self.token or self.count < 1:
+        if not self.token or (self.count is not None and self.count < 1):
             raise ArtifactError(f"image block has {self.count} tokens {self.token!r}, expected at least one")
 
     def text(self) -> str:
-        """Returns the whole block."""
-        return self.before + self.token * self.count + self.after
+        """Returns the whole block; with one image token where their number depends on the image."""
+        return self.before + self.token * (self.count or 1) + self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +116,19 @@ class DecoderShape:
     """Length of a logits row."""
     max_positions: int
     """Longest sequence, prompt and response together, in tokens."""
+    position_axes: int = 1
+    """1: positions are (B, S); 3: they are (3, B, S), of time, height and width."""
+    deepstack_layers: int = 0
+    """First layers of the decoder behind each of which a feature of its own is added to the image's tokens."""
+
+    @property
+    def embed_width(self) -> int:
+        """Width of a token as the runtime passes it on: its embedding, then what is added behind the first layers."""
+        return self.hidden_size * (1 + self.deepstack_layers)
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in self.__slots__}
-        wrong = {name: size for name, size in sizes.items() if size < 1}
+        wrong = {name: size for name, size in sizes.items() if size < (name != "deepstack_layers")}
         if wrong:
             raise ArtifactError(f"decoder sizes must be positive, got {wrong}")
 
@@ -130,13 +143,13 @@ class Manifest:
     """Name of the model."""
     version: str
     """Version of the model."""
-    family: Literal["idefics3"]
+    family: Literal["idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
     """Architecture, which decides how an image enters the prompt."""
     precisions: dict[str, GraphFiles]
     """The graphs of every precision, such as ``fp32`` and ``int8``."""
     default_precision: str
     """The precision that runs when none is asked for."""
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | PatchPreprocessing
     """From an RGB image to the vision encoder's input."""
     image_block: ImageBlock
     """The tokens that stand for an image."""
@@ -163,6 +176,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         faults = [*self._file_faults(), *self._token_faults(), *self._taxonomy_faults()]
+        if isinstance(self.preprocessing, PatchPreprocessing) != (self.image_block.count is None):
+            faults.append(f"image_block.count is {self.image_block.count} with {self.preprocessing.kind} preprocessing")
         if self.schema_version != BUNDLE_SCHEMA:
             faults.append(f"schema_version is {self.schema_version}, this version reads {BUNDLE_SCHEMA}")
         for key in ("name", "version", "license"):
@@ -206,6 +221,13 @@ class Manifest:
             if name in TAXONOMIES and TAXONOMIES[name].labels != labels:
                 yield f"taxonomy {name} has the labels {', '.join(labels)}, which are not those of that name"
 
+    @property
+    def max_image_tokens(self) -> int:
+        """Most tokens that an image takes in the prompt."""
+        if isinstance(self.preprocessing, PatchPreprocessing):
+            return self.preprocessing.max_tokens
+        return self.image_block.count or 1
+
     def taxonomy(self, name: str | None = None) -> Taxonomy:
         """Returns a label set by name: the bundle's own, else a registered one; the default one for None.
 
@@ -219,6 +241,11 @@ class Manifest:
             except InputError as error:
                 raise InputError(f"{error} (this bundle also has: {', '.join(self.taxonomies)})") from error
         return Taxonomy(name=asked, labels=self.taxonomies[asked])
+
+    def graph_bytes(self, precision: str) -> int:
+        """Returns the size of a precision's graphs, with the weights that stand beside them in ``NAME_data``."""
+        names = {end for name in self.precisions[precision].names() for end in (name, f"{name}_data")}
+        return sum(record.size_bytes for name, record in self.files.items() if name in names)
 
     def precision(self, name: str | None = None) -> str:
         """Returns the name of a precision the bundle has; the default one for None.

@@ -84,6 +84,7 @@ class EmotionModel:
                 embed_tokens=opened.path(graphs.embed_tokens),
                 decoder=opened.path(graphs.decoder),
                 shape=opened.manifest.decoder,
+                preprocessing=opened.manifest.preprocessing,
                 engine=engine,
                 threads=threads,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +42,7 @@ class Preprocessing:
         for name, edge in (("longest_edge", self.longest_edge), ("tile_size", self.tile_size)):
             if not 1 <= edge <= MAX_EDGE:
                 raise ConfigError(f"preprocessing {name} is {edge!r}, expected 1 to {MAX_EDGE} pixels")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ConfigError(f"preprocessing {name} is {values!r}, expected three finite numbers")
-        if min(self.std) <= 0:
-            raise ConfigError(f"preprocessing std is {self.std!r}, expected positive numbers")
+        check_channels(self.mean, self.std)
 
     def shrink(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Returns the image after the first resize where that makes it smaller, uint8 (h, w, 3), else the image itself.
@@ -70,15 +67,46 @@ class Preprocessing:
         Raises:
             InputError: If the array is of another type or shape.
         """
-        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
-            raise InputError(f"image array is {rgb.dtype} {rgb.shape}, expected uint8 (H, W, 3) RGB")
+        check_rgb(rgb)
         width, height = _longest_edge_size(rgb.shape[1], rgb.shape[0], self.longest_edge)
         image = Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS)
         tile = image.resize((self.tile_size, self.tile_size), Image.Resampling.LANCZOS)
-        # As the reference rounds: scaled in double, stored in single, normalised in single precision.
-        scaled = (np.asarray(tile).astype(np.float64) * (1 / 255)).astype(np.float32)
-        normalised = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1)[np.newaxis], dtype=np.float32)
+        return normalised(tile, self.mean, self.std)[np.newaxis]
+
+    def batch(self, images: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Returns what `apply` made of N images as a scorer takes it: float32 (N, 3, tile_size, tile_size)."""
+        return np.concatenate(images)
+
+
+def check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Checks the mean and standard deviation of an image's channels.
+
+    Raises:
+        ConfigError: If they are not three finite numbers each, or a deviation is not positive.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or not all(math.isfinite(value) for value in values):
+            raise ConfigError(f"preprocessing {name} is {values!r}, expected three finite numbers")
+    if min(std) <= 0:
+        raise ConfigError(f"preprocessing std is {std!r}, expected positive numbers")
+
+
+def check_rgb(rgb: npt.NDArray[np.uint8]) -> None:
+    """Checks that an array is an image.
+
+    Raises:
+        InputError: If it is not uint8 (H, W, 3).
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise InputError(f"image array is {rgb.dtype} {rgb.shape}, expected uint8 (H, W, 3) RGB")
+
+
+def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
+    """Returns ``(value / 255 - mean) / std`` of an RGB image, float32 (3, H, W), rounded as transformers rounds it."""
+    # Scaled in double, stored in single, normalised in single precision.
+    scaled = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
+    values = (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
 
 
 def _longest_edge_size(width: int, height: int, longest_edge: int) -> tuple[int, int]:

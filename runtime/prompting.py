@@ -28,10 +28,12 @@ class Plan:
 
     prefix: Context
     """The constant text before the image, already read."""
-    prompt_embeds: Floats32
-    """(S, hidden): the image tokens, whose embeddings the features replace, then the text up to the response."""
+    image_tokens: int
+    """Most tokens that an image takes."""
+    after_embeds: Floats32
+    """(S, width): the text between the image and the response."""
     answer_embeds: Floats32
-    """(A, hidden): what stands before the labels (the end of the reasoning, the answer tag), then the tree's nodes."""
+    """(A, width): what stands before the labels (the end of the reasoning, the answer tag), then the tree's nodes."""
     answers: LabelTree
     """The labels."""
     budget: int
@@ -40,7 +42,7 @@ class Plan:
     @property
     def size_bytes(self) -> int:
         """Memory it holds."""
-        return self.prefix.size_bytes + self.prompt_embeds.nbytes + self.answer_embeds.nbytes
+        return self.prefix.size_bytes + self.after_embeds.nbytes + self.answer_embeds.nbytes
 
 
 class Planner:
@@ -95,23 +97,22 @@ class Planner:
             _, prefix = read(self._engine, prefix, self._embed(before)[None], [len(before) - 1])
         return Plan(
             prefix=prefix,
-            prompt_embeds=self._embed(after),
+            image_tokens=self._manifest.max_image_tokens,
+            after_embeds=self._embed(after),
             answer_embeds=self._embed([*closing, *answers.common, *answers.tokens]),
             answers=answers,
             budget=min(budget, self._manifest.max_new_tokens),
         )
 
     def _prompt(self, labels: Sequence[str], mode: Mode) -> tuple[list[int], list[int]]:
-        """Returns the prompt's tokens before the first image token, and from there on."""
+        """Returns the prompt's tokens before the image and behind it."""
         prompt, block = self._manifest.prompts.of(mode), self._manifest.image_block
         ids = self._tokenizer.encode(prompt.prefix(labels) + block.text() + prompt.after_image)
+        count = block.count or 1
         start = ids.index(self._image_id) if self._image_id in ids else len(ids)
-        if (
-            ids[start : start + block.count] != [self._image_id] * block.count
-            or ids.count(self._image_id) != block.count
-        ):
-            raise ArtifactError(f"the prompt does not hold exactly {block.count} image tokens {block.token!r} in a row")
-        return ids[:start], ids[start:]
+        if ids[start : start + count] != [self._image_id] * count or ids.count(self._image_id) != count:
+            raise ArtifactError(f"the prompt does not hold exactly {count} image tokens {block.token!r} in a row")
+        return ids[:start], ids[start + count :]
 
     def _answers(self, labels: Sequence[str]) -> LabelTree:
         tree = build_tree([self._tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}") for label in labels])
@@ -125,7 +126,8 @@ class Planner:
         answers = self._answers(labels)
         response = (mode == "reason") + len(answers.common) + answers.depth
         response += len(self.confidences.common) + self.confidences.depth
-        return self._manifest.decoder.max_positions - len(before) - len(after) - response
+        prompt = len(before) + self._manifest.max_image_tokens + len(after)
+        return self._manifest.decoder.max_positions - prompt - response
 
     def _too_long(self, labels: Sequence[str], mode: Mode) -> str:
         needed = int(mode == "reason")
@@ -138,6 +140,6 @@ class Planner:
         )
 
     def _embed(self, ids: Sequence[int]) -> Floats32:
-        """Returns (S, hidden) embeddings."""
+        """Returns (S, width) embeddings."""
         embeds: Floats32 = self._engine.embed(np.array([list(ids)], dtype=np.int64))[0]
         return embeds

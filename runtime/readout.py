@@ -17,6 +17,7 @@ from .engine import Floats32
 from .errors import ResponseError
 from .grammar import ANSWER_CLOSE, ANSWER_OPEN, Mode, parse_response
 from .images import ImageSource, decode_image
+from .patches import PatchPreprocessing
 from .prediction import Prediction
 from .preprocessing import Preprocessing
 from .scoring import Scored
@@ -30,8 +31,8 @@ _SHOWN = 100
 class Tiles:
     """A few images, preprocessed."""
 
-    pixels: Floats32
-    """(N, 3, T, T)."""
+    pixels: Floats32 | Sequence[Floats32]
+    """As ``batch`` of the preprocessing returns them: (N, 3, T, T), or N arrays where sizes differ."""
     names: tuple[str | None, ...]
     """Their paths; None for images in memory."""
     decode_ms: tuple[float, ...]
@@ -42,14 +43,16 @@ class Tiles:
     def at(self, rows: Sequence[int]) -> Tiles:
         """Returns the images of these rows."""
         return Tiles(
-            pixels=self.pixels[list(rows)],
+            pixels=self.pixels[list(rows)] if isinstance(self.pixels, np.ndarray) else [self.pixels[r] for r in rows],
             names=tuple(self.names[row] for row in rows),
             decode_ms=tuple(self.decode_ms[row] for row in rows),
             preprocess_ms=tuple(self.preprocess_ms[row] for row in rows),
         )
 
 
-def read_tiles(images: Iterable[ImageSource], preprocessing: Preprocessing, size: int) -> Iterator[Tiles]:
+def read_tiles(
+    images: Iterable[ImageSource], preprocessing: Preprocessing | PatchPreprocessing, size: int
+) -> Iterator[Tiles]:
     """Yields the images preprocessed, in order, ``size`` at a time; the last ones may be fewer.
 
     Raises:
@@ -66,7 +69,7 @@ def read_tiles(images: Iterable[ImageSource], preprocessing: Preprocessing, size
             decode_ms.append(1e3 * (decoded - start))
             preprocess_ms.append(1e3 * (perf_counter() - decoded))
         yield Tiles(
-            pixels=np.concatenate(pixels),
+            pixels=preprocessing.batch(pixels),
             names=tuple(str(image) if isinstance(image, (str, Path)) else None for image in group),
             decode_ms=tuple(decode_ms),
             preprocess_ms=tuple(preprocess_ms),

@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import softmax
-from .context import Context, read, read_tree
+from .context import Context, Placement, place_images, read, read_tree
 from .decoding import Sampling, generate
 from .engine import Engine, Floats32
 from .grammar import CONFIDENCE_GRID, THINK_CLOSE, Mode
 from .manifest import Manifest
 from .prompting import Plan, Planner
 from .tokenization import PromptTokenizer
+
+Pixels = Floats32 | Sequence[Floats32]
+"""Images of one size (N, 3, T, T), or of each its patches (rows, columns, merge², values)."""
 
 MAX_BATCH = 32
 _MAX_MASK_CELLS = 1 << 25
@@ -52,15 +55,22 @@ class Scored:
 class Seen:
     """N images as the vision encoder sees them."""
 
-    features: Floats32
-    """(N, count, hidden) image features."""
+    features: Sequence[Floats32]
+    """(count, width) image features of each; see `Engine.encode_images`."""
+    shapes: Sequence[tuple[int, int]] | None
+    """Rows and columns of each image's tokens; None where all images have one size, and no rows."""
     vision_ms: float
     """Time of the vision encoder for all N images."""
 
     def at(self, rows: Sequence[int]) -> Seen:
         """Returns the images of these rows, with their share of the time."""
         share = self.vision_ms * len(rows) / len(self.features)
-        return Seen(features=self.features[list(rows)], vision_ms=share)
+        shapes = None if self.shapes is None else [self.shapes[row] for row in rows]
+        return Seen(features=[self.features[row] for row in rows], shapes=shapes, vision_ms=share)
+
+    def means(self, hidden_size: int) -> Floats32:
+        """Returns (N, hidden) each image's features, mean over its positions."""
+        return np.stack([features[:, :hidden_size].mean(axis=0) for features in self.features])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,19 +103,19 @@ class Scorer:
             InputError: If the labels cannot be used; see `Planner.plan`.
         """
         plan = self._planner.plan(labels, mode)
-        new = len(plan.prompt_embeds) + len(plan.answer_embeds)
+        new = plan.image_tokens + len(plan.after_embeds) + len(plan.answer_embeds)
         stored = plan.prefix.visible.shape[1] + new + (plan.budget if mode == "reason" else 0)
         logits = (1 + len(plan.answers.inner)) * self._manifest.decoder.vocab_size
         rows = min(MAX_BATCH, _MAX_MASK_CELLS // (new * stored), _MAX_LOGITS // logits)
         return max(1, int(rows) // samples)
 
     def score(
-        self, pixel_values: Floats32, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
+        self, pixel_values: Pixels, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
     ) -> Scored:
         """Returns the scores of N images.
 
         Args:
-            pixel_values: (N, 3, T, T) preprocessed images.
+            pixel_values: N preprocessed images, as ``batch`` of the manifest's preprocessing returns them.
             labels: The K candidates.
             mode: Whether the model reasons first.
             sampling: How reasonings are drawn; direct mode takes no notice of it.
@@ -117,15 +127,20 @@ class Scorer:
         """
         return self.score_seen(self.see(pixel_values), labels, mode, sampling, verbalize=verbalize)
 
-    def see(self, pixel_values: Floats32) -> Seen:
-        """Returns what the vision encoder makes of (N, 3, T, T) preprocessed images.
+    def see(self, pixel_values: Pixels) -> Seen:
+        """Returns what the vision encoder makes of N preprocessed images.
 
         Raises:
             BackendError: If the engine fails.
         """
         start = time.perf_counter()
-        features = self._engine.encode_images(pixel_values)
-        return Seen(features=features, vision_ms=1e3 * (time.perf_counter() - start))
+        shapes, features = None, []
+        if isinstance(pixel_values, np.ndarray):
+            features = list(self._engine.encode_images(pixel_values))
+        else:
+            features = [self._engine.encode_images(patches)[0] for patches in pixel_values]
+            shapes = [(patches.shape[0], patches.shape[1]) for patches in pixel_values]
+        return Seen(features=features, shapes=shapes, vision_ms=1e3 * (time.perf_counter() - start))
 
     def score_seen(
         self, seen: Seen, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
@@ -135,16 +150,16 @@ class Scorer:
         plan = self._planner.plan(labels, mode)
         texts = None
         if mode == "direct":
-            label_scores, after = self._direct(plan, seen.features)
+            label_scores, after = self._direct(plan, seen)
         else:
-            label_scores, after, texts = self._reasoned(plan, seen.features, sampling)
+            label_scores, after, texts = self._reasoned(plan, seen, sampling)
         shaped = label_scores.reshape(len(seen.features), -1, len(labels))
         verbalized = self._verbalized(plan, shaped, after) if verbalize else None
         return Scored(
             label_scores=shaped,
             verbalized=verbalized,
             texts=texts,
-            features=seen.features.mean(axis=1),
+            features=seen.means(self._manifest.decoder.hidden_size),
             vision_ms=seen.vision_ms,
             text_ms=1e3 * (time.perf_counter() - start),
         )
@@ -164,7 +179,7 @@ class Scorer:
             BackendError: If the engine fails.
         """
         plan = self._planner.plan(labels, "reason")
-        logits, start = self._read_image(plan, seen.features)
+        logits, start = self._read_images(plan, seen)
         for sample, generator in enumerate(sampling.generators(1)):
             for step in self._writing(plan, start, logits, sampling, [generator]):
                 yield Draft(sample=sample, text=self._tokenizer.decode(step[0][0]))
@@ -193,24 +208,27 @@ class Scorer:
             label_scores=label_scores,
             verbalized=np.array([np.mean(stated)]),
             texts=(tuple(text for text, _, _ in complete),),
-            features=seen.features.mean(axis=1),
+            features=seen.means(self._manifest.decoder.hidden_size),
             vision_ms=seen.vision_ms,
             text_ms=text_ms + 1e3 * (time.perf_counter() - start),
         )
 
-    def _direct(self, plan: Plan, features: Floats32) -> tuple[NDArray[np.float64], Context]:
+    def _direct(self, plan: Plan, seen: Seen) -> tuple[NDArray[np.float64], Context]:
         """Returns (N, K) scores and the context after the label tree: one decoder pass for all of it."""
-        response = np.broadcast_to(plan.answer_embeds, (len(features), *plan.answer_embeds.shape))
-        embeds = np.concatenate([_with_image(plan, features), response], axis=1)
-        return read_tree(self._engine, plan.prefix.repeated(len(features)), embeds, plan.answers)
+        prompt, placement = _with_images(plan, seen)
+        response = np.broadcast_to(plan.answer_embeds, (len(prompt), *plan.answer_embeds.shape))
+        embeds = np.concatenate([prompt, response], axis=1)
+        context = plan.prefix.repeated(len(prompt))
+        return read_tree(self._engine, context, embeds, plan.answers, placement=placement)
 
     def _reasoned(
-        self, plan: Plan, features: Floats32, sampling: Sampling
+        self, plan: Plan, seen: Seen, sampling: Sampling
     ) -> tuple[NDArray[np.float64], Context, tuple[tuple[str, ...], ...]]:
         """Returns (N * R, K) scores, the context after the label tree, and the (N, R) reasonings."""
-        repeated = np.repeat(features, sampling.samples, axis=0)
-        logits, context = self._read_image(plan, repeated)
-        generators = sampling.generators(len(features))
+        images = len(seen.features)
+        repeated = [image for image in range(images) for _ in range(sampling.samples)]
+        logits, context = self._read_images(plan, seen.at(repeated))
+        generators = sampling.generators(images)
         written, context = deque(self._writing(plan, context, logits, sampling, generators), maxlen=1).pop()
         response = np.broadcast_to(plan.answer_embeds, (len(repeated), *plan.answer_embeds.shape))
         scores, after = read_tree(self._engine, context, response, plan.answers)
@@ -237,10 +255,11 @@ class Scorer:
         expected: NDArray[np.float64] = softmax(scores) @ np.array(CONFIDENCE_GRID)
         return expected
 
-    def _read_image(self, plan: Plan, features: Floats32) -> tuple[Floats32, Context]:
+    def _read_images(self, plan: Plan, seen: Seen) -> tuple[Floats32, Context]:
         """Returns (N, vocab) logits after the prompt with each image in it, and the context."""
-        embeds = _with_image(plan, features)
-        logits, context = read(self._engine, plan.prefix.repeated(len(features)), embeds, [embeds.shape[1] - 1])
+        embeds, placement = _with_images(plan, seen)
+        context = plan.prefix.repeated(len(embeds))
+        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1], placement=placement)
         return logits[:, 0], context
 
     def _writing(
@@ -264,8 +283,12 @@ class Scorer:
         )
 
 
-def _with_image(plan: Plan, features: Floats32) -> Floats32:
-    """Returns (N, S, hidden): the prompt from the image on, with the features in the image tokens' places."""
-    count = features.shape[1]
-    rest = np.broadcast_to(plan.prompt_embeds[count:], (len(features), *plan.prompt_embeds[count:].shape))
-    return np.concatenate([features, rest], axis=1)
+def _with_images(plan: Plan, seen: Seen) -> tuple[Floats32, Placement | None]:
+    """Returns (N, S, width): the prompt from the images on, padded on the left; and where their tokens stand."""
+    longest = max(map(len, seen.features))
+    count, width = plan.after_embeds.shape
+    embeds = np.zeros((len(seen.features), longest + count, width), dtype=np.float32)
+    embeds[:, longest:] = plan.after_embeds
+    for row, features in zip(embeds, seen.features, strict=True):
+        row[longest - len(features) : longest] = features
+    return embeds, place_images(seen.shapes) if seen.shapes else None

@@ -72,7 +72,7 @@ def tiny_tokenizer(*, tags: bool = True) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def tiny_family(name: str, *, tags: bool = True, seed: int = 0) -> tuple[Any, Any]:
+def tiny_family(name: str, *, tags: bool = True, seed: int = 0, layers: int = 3) -> tuple[Any, Any]:
     """Returns a random model of a family and its processor, for images of 1 to 16 visual tokens."""
     config_class, model_class, tower = _TOWERS[name]
     tokenizer = tiny_tokenizer(tags=tags)
@@ -84,10 +84,11 @@ def tiny_family(name: str, *, tags: bool = True, seed: int = 0) -> tuple[Any, An
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = config_class(
         vision_config={
-            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "depth": 3, "initializer_range": WIDE, **tower,
+            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "depth": layers,
+            "initializer_range": WIDE, **tower,
         },
         text_config={
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2,
             "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512, "vocab_size": len(tokenizer),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
             "initializer_range": WIDE, **ids,

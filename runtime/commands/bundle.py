@@ -152,10 +152,9 @@ def _description(bundle: Bundle) -> str:
         f"  {bundle.source or bundle.folder}",
     ]
     lines.append("precisions:")
-    for name, graphs in manifest.precisions.items():
-        size_bytes = sum(manifest.files[file].size_bytes for file in dict.fromkeys(graphs.names()))
+    for name in manifest.precisions:
         default = ", the default" if name == manifest.default_precision else ""
-        lines.append(f"  {name}: {size_bytes / 1e6:.1f} MB{default}")
+        lines.append(f"  {name}: {manifest.graph_bytes(name) / 1e6:.1f} MB{default}")
     lines.append("taxonomies:")
     for name, labels in manifest.taxonomies.items():
         default = " (default)" if name == manifest.default_taxonomy else ""

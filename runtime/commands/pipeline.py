@@ -23,6 +23,7 @@ from emocaliber.runtime.drift import Drift
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.model import EmotionModel
+from emocaliber.runtime.patches import PatchPreprocessing
 from emocaliber.runtime.prediction import Prediction
 from emocaliber.runtime.preprocessing import Preprocessing
 
@@ -109,15 +110,15 @@ def _ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _read(item: Item, preprocessing: Preprocessing) -> _Decoded | Unreadable:
+def _read(item: Item, preprocessing: Preprocessing | PatchPreprocessing) -> _Decoded | Unreadable:
     started = time.perf_counter()
     try:
         rgb = decode_image(item.source())
+        decoded = time.perf_counter()
+        small = preprocessing.shrink(rgb)
     except InputError as error:
         named = error if item.member is None else InputError(f"image {item.image!r}: {error}")
         return Unreadable(image=item.image, error=named)
-    decoded = time.perf_counter()
-    small = preprocessing.shrink(rgb)
     return _Decoded(rgb=small, decode_ms=1e3 * (decoded - started), shrink_ms=1e3 * (time.perf_counter() - decoded))
 
 
