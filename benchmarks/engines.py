@@ -16,7 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from emocaliber.export.external_data import graph_bytes
 from emocaliber.export.families import decoder_of, patch_preprocessing_of
