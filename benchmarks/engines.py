@@ -2,15 +2,15 @@
 
 Needs the extra ``dev`` and no GPU: nothing is executed.
 
-    python -m benchmarks.engines smolvlm-256m --target SM89
+    python benchmarks/engines.py smolvlm-256m --graphs DIR
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from transformers import (
 
 from emocaliber.export.external_data import graph_bytes
 from emocaliber.export.families import decoder_of, patch_preprocessing_of
-from emocaliber.export.graphs import export_graphs
+from emocaliber.export.graphs import DECODER, EMBED, GRAPHS, VISION, export_graphs
 from emocaliber.export.tensorrt import Network, decoder_profiles, embed_profile, vision_profile
 from emocaliber.runtime.tensorrt.cache import EngineLimits
 from emocaliber.runtime.tensorrt.library import named_target, tensorrt_library
@@ -65,9 +65,7 @@ def qwen3_vl_2b() -> tuple[Any, Any]:
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
         },
     )  # fmt: skip
-    pixels = SimpleNamespace(size={"shortest_edge": 65_536, "longest_edge": 451_584})
-    preprocessing = patch_preprocessing_of(config.vision_config)
-    object.__setattr__(preprocessing, "max_pixels", pixels.size["longest_edge"])
+    preprocessing = replace(patch_preprocessing_of(config.vision_config), max_pixels=451_584)
     return Qwen3VLForConditionalGeneration(config), preprocessing
 
 
@@ -75,40 +73,40 @@ SHAPES = {"smolvlm-256m": smolvlm_256m, "qwen3-vl-2b": qwen3_vl_2b}
 
 
 def main() -> None:
-    """Builds the three engines of a shape and writes a row of a table for each."""
+    """Builds the engines of a shape and writes a row of a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--graphs", type=Path, required=True, metavar="DIR", help="where the graphs stand or are put")
+    parser.add_argument("--graph", action="append", choices=GRAPHS, help="build this one alone; repeat for more")
     parser.add_argument("--target", default="SM89", help="GPU to build for (default SM89)")
     arguments = parser.parse_args()
-    library = tensorrt_library()
+    library, limits = tensorrt_library(), EngineLimits()
     target = named_target(library, arguments.target)
+    wanted = arguments.graph or GRAPHS
     torch.manual_seed(0)
     model, preprocessing = SHAPES[arguments.shape]()
-    count = getattr(model.model, "image_seq_len", None)
     manifest: Any = SimpleNamespace(
         preprocessing=preprocessing,
-        image_block=SimpleNamespace(count=count),
+        image_block=SimpleNamespace(count=getattr(model.model, "image_seq_len", None)),
         decoder=decoder_of(model),
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    limits = EngineLimits()
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
-        files = export_graphs(model, Path(folder))
-        del model
-        sys.stdout.write(f"exported in {time.monotonic() - started:.0f} s; {limits}; {library.__version__}\n")
-        for graph, profiles in (
-            (files.vision_encoder, [vision_profile(manifest, limits)]),
-            (files.embed_tokens, [embed_profile(limits)]),
-            (files.decoder, list(decoder_profiles(manifest, limits).values())),
-        ):
-            started, used = time.monotonic(), time.process_time()
-            plan = Network(library, graph).build(profiles, target=target)
-            wall, used = time.monotonic() - started, time.process_time() - used
-            sizes = f"{graph_bytes(graph):,} | {len(plan):,}"
-            sys.stdout.write(f"| {graph.name} | {sizes} | {len(profiles)} | {used:.0f} | {wall:.0f} |\n")
-            sys.stdout.flush()
-            graph.unlink()
+    paths = {name: arguments.graphs / f"{name}.onnx" for name in wanted}
+    if not all(path.is_file() for path in paths.values()):
+        export_graphs(model, arguments.graphs)
+    del model
+    profiles = {
+        VISION: [vision_profile(manifest, limits)],
+        EMBED: [embed_profile(limits)],
+        DECODER: list(decoder_profiles(manifest, limits).values()),
+    }
+    sys.stdout.write(f"{library.__name__} {library.__version__}, {arguments.target}, {limits}\n")
+    for name, path in paths.items():
+        started, used = time.monotonic(), time.process_time()
+        plan = Network(library, path).build(profiles[name], target=target)
+        wall, cpu = time.monotonic() - started, time.process_time() - used
+        cells = (name, len(profiles[name]), f"{graph_bytes(path):,}", f"{len(plan):,}", f"{cpu:.0f}", f"{wall:.0f}")
+        sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
 
 
 if __name__ == "__main__":

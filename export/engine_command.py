@@ -80,5 +80,5 @@ def _target(library: Any, name: str | None) -> Target:
         return local_target(library, cuda_runtime())
     except BackendError as error:
         raise BackendError(
-            f"{error}; engines are built on the device that runs them, or, with TensorRT-RTX, for a --target such as SM89"
+            f"{error}; build engines on the device that runs them or, with TensorRT-RTX, for a --target such as SM89"
         ) from error

@@ -176,8 +176,10 @@ class Network:
         self._parser = library.OnnxParser(self._network, self._logger)
         if not self._parser.parse_from_file(str(graph)):
             faults = [self._parser.get_error(place) for place in range(self._parser.num_errors)]
-            told = "; ".join(dict.fromkeys(fault.desc().splitlines()[0] for fault in faults)) or "no reason given"
-            raise UnsupportedGraphError(f"{library.__name__} {library.__version__} cannot read {graph.name}: {told}")
+            told = "; ".join(dict.fromkeys(f"{f.node_operator()}: {f.desc().splitlines()[0]}" for f in faults))
+            raise UnsupportedGraphError(
+                f"{library.__name__} {library.__version__} cannot read {graph.name}: {told or 'no reason given'}"
+            )
 
     def build(self, profiles: Sequence[Profile], *, target: Target, timings: Path | None = None) -> bytes:
         """Returns the serialised engine with these profiles, in their order.

@@ -72,9 +72,7 @@ def named_target(library: Any, name: str) -> Target:
         ConfigError: If the library builds for the GPU of this machine only, or not for such a GPU.
     """
     if library.__name__ == "tensorrt":
-        raise ConfigError(
-            f"target is {name!r}; TensorRT builds for the GPU of this machine, only TensorRT-RTX for others"
-        )
+        raise ConfigError(f"target is {name!r}; TensorRT builds for the GPU of this machine alone")
     known = [each for each in library.ComputeCapability.__members__ if each.startswith("SM")]
     if name not in known:
         raise ConfigError(f"target is {name!r}; {library.__name__} {library.__version__} knows {', '.join(known)}")
