@@ -8,7 +8,7 @@ has. Graphs with operators of ONNX Runtime alone (weight-only 8 and 4 bits) are 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,9 +176,10 @@ class Network:
         self._parser = library.OnnxParser(self._network, self._logger)
         if not self._parser.parse_from_file(str(graph)):
             faults = [self._parser.get_error(place) for place in range(self._parser.num_errors)]
-            told = "; ".join(dict.fromkeys(f"{f.node_operator()}: {f.desc().splitlines()[0]}" for f in faults))
+            told = dict.fromkeys(f"{fault.node_operator()}: {fault.desc().splitlines()[0]}" for fault in faults)
             raise UnsupportedGraphError(
-                f"{library.__name__} {library.__version__} cannot read {graph.name}: {told or 'no reason given'}"
+                f"{library.__name__} {library.__version__} cannot read {graph.name}: "
+                f"{'; '.join(told) or 'no reason given'}"
             )
 
     def build(self, profiles: Sequence[Profile], *, target: Target, timings: Path | None = None) -> bytes:
@@ -187,7 +188,7 @@ class Network:
         Args:
             profiles: Shapes of every input.
             target: The GPU to build for.
-            timings: A file with what was measured in earlier builds; brought up to date.
+            timings: A file with what TensorRT measured in earlier builds; brought up to date.
 
         Raises:
             ExportError: If TensorRT refuses a profile or cannot build.
@@ -203,7 +204,8 @@ class Network:
             config.num_compute_capabilities = 1
             name = f"SM{target.compute_capability.replace('.', '')}"
             config.set_compute_capability(self._library.ComputeCapability.__members__[name], 0)
-        cache = _timing_cache(config, timings)
+        # TensorRT-RTX measures nothing when it builds.
+        cache = _timing_cache(config, timings) if target.library == "tensorrt" else None
         bars = progress_bars(self._library, self._name)
         if bars is not None:
             config.progress_monitor = bars
@@ -258,16 +260,13 @@ def progress_bars(library: Any, title: str) -> Any:
 
 
 def _timing_cache(config: Any, timings: Path | None) -> Any:
-    """Returns the timing cache the build will use and fill, or None where the library keeps none."""
-    create: Callable[[bytes], Any] | None = getattr(config, "create_timing_cache", None)
-    if create is None or timings is None:
-        return None
-    cache = create(timings.read_bytes() if timings.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        cache = create(b"")
-        if cache is None or not config.set_timing_cache(cache, False):
-            return None
-    return cache
+    """Returns the timing cache the build will use and fill, empty where the stored one is not accepted."""
+    stored = timings.read_bytes() if timings is not None and timings.is_file() else b""
+    for content in dict.fromkeys((stored, b"")):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _is_up_to_date(folder: Path, limits: EngineLimits) -> bool:

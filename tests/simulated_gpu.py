@@ -4,6 +4,8 @@ An "engine file" is the ONNX graph itself. The simulation is stricter than the d
 profiles, and fills fresh and freed memory with bytes that spoil every result that reads them.
 """
 
+# ruff: noqa: N802 - the names are those of CUDA and TensorRT
+
 from __future__ import annotations
 
 import ctypes

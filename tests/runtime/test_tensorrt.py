@@ -193,7 +193,7 @@ def test_an_engine_tensorrt_does_not_accept(gpu: Gpu) -> None:
 
 
 def test_without_engines_the_message_says_how_to_get_them(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="'tensorrt' did not come up: .*'emocaliber export tensorrt BUNDLE'"):
+    with pytest.raises(BackendError, match=r"'tensorrt' did not come up: .*'emocaliber export tensorrt BUNDLE'"):
         EmotionModel.load(tiny_bundle, engine="tensorrt")
 
 
