@@ -236,7 +236,7 @@ def progress_bars(library: Any, title: str) -> Any:
         """One bar for the phases that are part of no other; TensorRT calls from several threads."""
 
         def __init__(self) -> None:
-            base.__init__(self)
+            super().__init__()
             self._bars: dict[str, Any] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:

@@ -83,7 +83,7 @@ def collecting_logger(library: Any) -> Any:
     """Returns a logger of the library that prints nothing and keeps what went wrong in its list ``errors``."""
     severity = library.ILogger
 
-    class Collecting(library.ILogger):  # type: ignore[misc, name-defined]
+    class Collecting(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.errors: list[str] = []
