@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .graphs import GraphFiles, export_graphs
     from .quantize import GraphQuantization, QuantizationReport, quantize_int8
     from .tensorrt import build_engines
+    from .transformers_js import write_transformers_js
     from .verify import ParityReport, PrecisionParity, Tolerances, verify_graphs
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "quantize_int8",
     "verify_graphs",
     "write_bundle",
+    "write_transformers_js",
 ]
 
 _HOMES = {
@@ -30,6 +32,7 @@ _HOMES = {
     "graphs": ("GraphFiles", "export_graphs"),
     "quantize": ("GraphQuantization", "QuantizationReport", "quantize_int8"),
     "tensorrt": ("build_engines",),
+    "transformers_js": ("write_transformers_js",),
     "verify": ("ParityReport", "PrecisionParity", "Tolerances", "verify_graphs"),
 }
 

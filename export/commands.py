@@ -1,4 +1,4 @@
-"""``emocaliber export onnx|bundle|verify|tensorrt``.
+"""``emocaliber export onnx|bundle|verify|transformers-js|tensorrt``.
 
 What needs torch is imported by the subcommands that need it: engines are built on devices that have none.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
@@ -67,6 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="folder written by transformers")
     verify.set_defaults(action_run=_run_verify)
 
+    javascript = actions.add_parser("transformers-js", help="write a bundle as a folder that transformers.js loads")
+    javascript.add_argument("bundle", metavar="BUNDLE", help="bundle folder, .tar, or 'default' for the embedded one")
+    javascript.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    javascript.add_argument("--overwrite", action="store_true", help="replace such a folder that stands there")
+    javascript.set_defaults(action_run=_run_transformers_js)
+
     engines = actions.add_parser("tensorrt", help="build TensorRT engines of a bundle, on the device that runs them")
     engine_command.configure(engines)
 
@@ -116,6 +123,17 @@ def _run_verify(arguments: argparse.Namespace) -> int:
     model, processor = load_source(arguments.model)
     report = verify_graphs(model, arguments.bundle, processor=processor)
     sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
+    return 0
+
+
+def _run_transformers_js(arguments: argparse.Namespace) -> int:
+    from .transformers_js import PROMPTS_NAME, write_transformers_js
+
+    check_free(arguments.out, overwrite=arguments.overwrite, mark=PROMPTS_NAME)
+    with Bundle.open(None if arguments.bundle == "default" else arguments.bundle) as bundle:
+        write_transformers_js(bundle, arguments.out)
+        precisions = ", ".join(bundle.manifest.precisions)
+    sys.stdout.write(f"{arguments.out}: {precisions}; prompts to give it in {PROMPTS_NAME}\n")
     return 0
 
 
