@@ -194,6 +194,9 @@ class Network:
             ExportError: If TensorRT refuses a profile or cannot build.
         """
         config = self._builder.create_builder_config()
+        rounding = getattr(self._library.BuilderFlag, "TF32", None)
+        if rounding is not None:
+            config.clear_flag(rounding)  # on by default: products of float32 with the mantissa of half precision
         for ranges in profiles:
             profile = self._builder.create_optimization_profile()
             for name, (low, usual, high) in ranges.items():

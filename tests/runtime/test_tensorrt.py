@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from simulated_gpu import SimulatedCuda, SimulatedLibrary
 
 from emocaliber.export.tensorrt import decoder_profiles, vision_profile
 from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ArtifactError, BackendError, ConfigError, DependencyError
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.sealing import seal
@@ -70,6 +72,19 @@ def gpu(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> G
 
 def load(folder: Path, engine: Any) -> EmotionModel:
     return EmotionModel.load(folder, precision="fp32", engine=engine, threads=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["direct", "reason"])
+def test_predictions_on_a_real_gpu_are_those_of_the_cpu(tiny_bundle: Path, tmp_path: Path, mode: Any) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert main(["export", "tensorrt", str(folder), "--batch", "2"]) == 0
+    with load(folder, "cpu") as model:
+        expected = model.predict_batch(IMAGES, mode=mode)
+    with load(folder, "tensorrt") as model:
+        found = model.predict_batch(IMAGES, mode=mode)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.distribution == pytest.approx(theirs.distribution, abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["direct", "reason"])
@@ -156,8 +171,9 @@ def test_engines_for_something_else_are_refused_with_the_reason(gpu: Gpu, change
 def test_engines_of_other_graphs_are_refused(gpu: Gpu) -> None:
     fields = json.loads((gpu.folder / "bundle.json").read_text(encoding="utf-8"))
     fields.pop("files")
-    with (gpu.folder / "vision_encoder.onnx").open("ab") as stream:
-        stream.write(b"\0")
+    graph = onnx.load(gpu.folder / "vision_encoder.onnx")
+    graph.doc_string = "changed"
+    onnx.save_model(graph, gpu.folder / "vision_encoder.onnx")
     seal(gpu.folder, fields)
     with (
         Bundle.open(gpu.folder) as bundle,
