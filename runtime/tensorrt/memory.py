@@ -27,7 +27,7 @@ def cuda_runtime() -> Any:
             return importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-    raise DependencyError("cuda-python is not installed; run: pip install 'emocaliber[tensorrt]'")
+    raise DependencyError("cuda-python is not installed; run: pip install cuda-bindings")
 
 
 def checked(cuda: Any, result: tuple[Any, ...], what: str) -> Any:
@@ -77,13 +77,16 @@ class Device:
         return array
 
     def upload(self, values: NDArray[Any] | DeviceArray, dtype: DTypeLike) -> DeviceArray:
-        """Returns the values on the device in another type; those that are there already in this type stay."""
+        """Returns the values on the device in this type; what is there already stays.
+
+        The host's values must not change before the next `synchronize`.
+        """
         if isinstance(values, DeviceArray) and values.device is self and values.dtype == dtype:
             return values
         host = np.ascontiguousarray(np.asarray(values), dtype=dtype)
         array = self.empty(host.shape, host.dtype)
         self._copy(array.address, host.ctypes.data, host.nbytes, "cudaMemcpyHostToDevice")
-        self.synchronize()  # the host's memory may go now
+        array.source = host
         return array
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
@@ -128,6 +131,8 @@ class DeviceArray:
     """
 
     address: int
+    source: NDArray[Any] | None = None
+    """The host's memory from which it is copied: it must not go before that is done."""
 
     def __init__(self, device: Device, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self.device = device
