@@ -33,7 +33,7 @@ from emocaliber.runtime.tensorrt.library import named_target, tensorrt_library
 MAX_NEW_TOKENS = 320
 
 
-def smolvlm_256m() -> tuple[Any, Any]:
+def smolvlm_256m(layers: int = 30) -> tuple[Any, Any]:
     """Returns a model of the SmolVLM-256M shape, and what a manifest would say of it."""
     config = Idefics3Config(
         scale_factor=4,
@@ -44,14 +44,14 @@ def smolvlm_256m() -> tuple[Any, Any]:
         },
         text_config={
             "model_type": "llama", "vocab_size": 49_280, "hidden_size": 576, "intermediate_size": 1536,
-            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "num_hidden_layers": layers, "num_attention_heads": 9, "num_key_value_heads": 3,
             "max_position_embeddings": 8192, "tie_word_embeddings": True,
         },
     )  # fmt: skip
     return Idefics3ForConditionalGeneration(config), SimpleNamespace(tile_size=512)
 
 
-def qwen3_vl_2b() -> tuple[Any, Any]:
+def qwen3_vl_2b(layers: int = 28) -> tuple[Any, Any]:
     """Returns a model of the Qwen3-VL-2B shape, for images of at most 451,584 pixels, and its preprocessing."""
     config = Qwen3VLConfig(
         tie_word_embeddings=True,
@@ -60,7 +60,7 @@ def qwen3_vl_2b() -> tuple[Any, Any]:
             "patch_size": 16, "deepstack_visual_indexes": [5, 11, 17],
         },
         text_config={
-            "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+            "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": layers, "num_attention_heads": 16,
             "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
         },
@@ -78,13 +78,14 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--graphs", type=Path, required=True, metavar="DIR", help="where the graphs stand or are put")
     parser.add_argument("--graph", action="append", choices=GRAPHS, help="build this one alone; repeat for more")
+    parser.add_argument("--layers", type=int, metavar="N", help="layers of the decoder (default: as published)")
     parser.add_argument("--target", default="SM89", help="GPU to build for (default SM89)")
     arguments = parser.parse_args()
     library, limits = tensorrt_library(), EngineLimits()
     target = named_target(library, arguments.target)
     wanted = arguments.graph or GRAPHS
     torch.manual_seed(0)
-    model, preprocessing = SHAPES[arguments.shape]()
+    model, preprocessing = SHAPES[arguments.shape](*([arguments.layers] if arguments.layers else []))
     manifest: Any = SimpleNamespace(
         preprocessing=preprocessing,
         image_block=SimpleNamespace(count=getattr(model.model, "image_seq_len", None)),
