@@ -1,4 +1,7 @@
-"""``emocaliber export onnx|bundle|verify|transformers-js``."""
+"""``emocaliber export onnx|bundle|verify|transformers-js|tensorrt``.
+
+What needs torch is imported by the subcommands that need it: engines are built on devices that have none.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
@@ -17,17 +20,15 @@ from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.sealing import check_free, staged
 
-from .bundle import BundleSpec, spec_from_table, write_bundle
-from .graphs import VISION, export_graphs
-from .quantize import quantize_int8
-from .sources import load_source
-from .transformers_js import PROMPTS_NAME, write_transformers_js
-from .verify import verify_graphs
+from . import engine_command
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from .bundle import BundleSpec
 
 DEFAULT_TAXONOMY = "emotion6-7"
 
@@ -73,6 +74,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     javascript.add_argument("--overwrite", action="store_true", help="replace such a folder that stands there")
     javascript.set_defaults(action_run=_run_transformers_js)
 
+    engines = actions.add_parser("tensorrt", help="build TensorRT engines of a bundle, on the device that runs them")
+    engine_command.configure(engines)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the chosen subcommand and returns the exit status."""
@@ -81,6 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_onnx(arguments: argparse.Namespace) -> int:
+    from .graphs import VISION, export_graphs
+    from .quantize import quantize_int8
+    from .sources import load_source
+
     check_free(arguments.out, overwrite=arguments.overwrite, mark=f"{VISION}.onnx")
     model, _ = load_source(arguments.model)
     with staged(arguments.out) as folder:
@@ -96,6 +104,9 @@ def _run_onnx(arguments: argparse.Namespace) -> int:
 
 
 def _run_bundle(arguments: argparse.Namespace) -> int:
+    from .bundle import write_bundle
+    from .sources import load_source
+
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
     model, processor = load_source(arguments.model)
@@ -106,6 +117,9 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
+    from .sources import load_source
+    from .verify import verify_graphs
+
     model, processor = load_source(arguments.model)
     report = verify_graphs(model, arguments.bundle, processor=processor)
     sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
@@ -113,6 +127,8 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 
 
 def _run_transformers_js(arguments: argparse.Namespace) -> int:
+    from .transformers_js import PROMPTS_NAME, write_transformers_js
+
     check_free(arguments.out, overwrite=arguments.overwrite, mark=PROMPTS_NAME)
     with Bundle.open(None if arguments.bundle == "default" else arguments.bundle) as bundle:
         write_transformers_js(bundle, arguments.out)
@@ -127,6 +143,8 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
     Raises:
         ConfigError: If the recipe or provenance cannot be read, or no licence is given.
     """
+    from .bundle import spec_from_table
+
     recipe = _read(arguments.recipe, tomllib.loads, "recipe") if arguments.recipe else {}
     given = {
         "name": arguments.name,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emocaliber.export import bundle as bundle_module
-from emocaliber.export import commands
+from emocaliber.export import graphs
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
 
@@ -22,7 +22,7 @@ def quick(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.copy2(written / f"{name}.onnx", folder)
 
     monkeypatch.setattr(bundle_module, "export_graphs", copy_graphs)
-    monkeypatch.setattr(commands, "export_graphs", copy_graphs)
+    monkeypatch.setattr(graphs, "export_graphs", copy_graphs)
 
 
 @pytest.mark.parametrize(
