@@ -2,7 +2,7 @@
 
 from .bundle import BundleSpec, write_bundle
 from .graphs import GraphFiles, export_graphs
-from .quantize import GraphQuantization, QuantizationReport, quantize_int8
+from .quantize import GraphQuantization, QuantizationReport, quantize_graphs
 from .verify import ParityReport, PrecisionParity, Tolerances, verify_graphs
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "QuantizationReport",
     "Tolerances",
     "export_graphs",
-    "quantize_int8",
+    "quantize_graphs",
     "verify_graphs",
     "write_bundle",
 ]
