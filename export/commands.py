@@ -1,4 +1,4 @@
-"""``emocaliber export onnx|bundle|verify``."""
+"""``emocaliber export onnx|bundle|verify|tune``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.sealing import check_free, staged
 
+from . import tune_command
 from .bundle import BundleSpec, spec_from_table, write_bundle
 from .fusion import Fusions
 from .graphs import VISION, export_graphs
@@ -32,7 +33,7 @@ DEFAULT_TAXONOMY = "emotion6-7"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the three subcommands."""
+    """Adds the subcommands."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     onnx = actions.add_parser("onnx", help="write the three ONNX graphs of a model, float32 and in fewer bits")
@@ -72,6 +73,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
     verify.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="folder written by transformers")
     verify.set_defaults(action_run=_run_verify)
+
+    tune = actions.add_parser("tune", help="measure every precision on this machine, and propose one")
+    tune_command.configure(tune)
+    tune.set_defaults(action_run=tune_command.run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command("emocaliber.runtime.commands.predict", None, "the emotion distribution of images"),
     "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for a folder or a samples file"),
     "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle, check its files, calibrate it"),
+    "bench": Command("emocaliber.runtime.commands.bench", None, "time and memory of a bundle on this machine"),
     "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
     "evaluate": Command("emocaliber.evaluate.commands", "evaluate", "accuracy and calibration of predictions"),
     "data": Command("emocaliber.train.commands.data", "train", "import and check samples"),
