@@ -34,8 +34,8 @@ def graphs(folder: Path, node: Any, weights: dict[str, Any]) -> None:
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "ids"], ["y"])],
         "embed_tokens",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "n", 64])],
         [numpy_helper.from_array(rng.normal(size=(50, 64)).astype(np.float32), "table")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -148,9 +148,9 @@ def test_missing_graph_is_named(tmp_path: Path) -> None:
 def test_the_table_is_off_by_half_a_step_of_each_entry(tmp_path: Path) -> None:
     graphs(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"]), {"w": np.ones((40, 6), np.float32)})
     quantize_vision(tmp_path)
-    ids = {"ids": np.arange(50)}
+    ids = {"ids": np.arange(50)[None]}
     exact, found = (run(tmp_path / f"embed_tokens{suffix}.onnx", ids) for suffix in ("", "_int8"))
-    assert (np.abs(found - exact) <= np.abs(exact).max(axis=1, keepdims=True) / 254 + 1e-6).all()
+    assert (np.abs(found - exact) <= np.abs(exact).max(axis=-1, keepdims=True) / 254 + 1e-6).all()
 
 
 def test_a_precision_names_its_graphs() -> None:
