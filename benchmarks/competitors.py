@@ -126,7 +126,11 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
     why = {}
     if not {"avx512_bf16", "amx_bf16"} & set(flags):
         why["torch bf16"] = "this processor has no bf16 arithmetic; torch imitates it, hundreds of times slower"
-    for name, module in (("onnxruntime-genai", "onnxruntime_genai"), ("OpenVINO", "openvino"), ("llama.cpp", "llama_cpp")):
+    for name, module in (
+        ("onnxruntime-genai", "onnxruntime_genai"),
+        ("OpenVINO", "openvino"),
+        ("llama.cpp", "llama_cpp"),
+    ):
         installed = "installed, but no" if importlib.util.find_spec(module) else "not installed, and no"
         why[name] = f"{installed} conversion of these weights is part of this benchmark"
     return why

@@ -174,7 +174,7 @@ def cold_starts(
         "model = Idefics3ForConditionalGeneration.from_pretrained({weights!r}, dtype=torch.float32).eval()\n"
         "size, count = model.config.vision_config.image_size, model.model.image_seq_len\n"
         "ids = torch.full((1, 60 + count), 9); ids[0, 20:20 + count] = model.config.image_token_id\n"
-        "with torch.inference_mode(): model(input_ids=ids, pixel_values=torch.zeros(1, 1, 3, size, size))"
+        "with torch.inference_mode(): model(input_ids=ids, pixel_values=torch.ones(1, 1, 3, size, size))"
     )
     codes = {"import emocaliber.runtime": "import emocaliber.runtime"}
     codes["embedded bundle"] = ours_code.format(bundle=None, precision=None, threads=threads)
@@ -203,7 +203,8 @@ def report(
     lines = [
         f"# Runtime on a CPU: shape {arguments.shape}, random weights",
         "",
-        f"{processor()[0]} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, {date.today()}; "
+        f"{processor()[0]} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, "
+        f"{date.today()}; "
         f"torch {torch.__version__}, transformers {version('transformers')}, onnxruntime {onnxruntime.__version__}. "
         f"Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual. "
         f"Medians of {arguments.repeats} rounds, all competitors in turn in one process; load at the end "
@@ -219,6 +220,7 @@ def report(
     lines += ["", "Times faster than torch fp32:", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for stage in ("vision", "prefill", "decode", "labels_8", "image"):
         lines.append(f"| {STAGES[stage]} | {' | '.join(f'{base[stage] / medians[n][stage]:.2f}' for n in names)} |")
+
     def over(whole_ms: float, form: str) -> str:
         return " | ".join(format(whole_ms / medians[name]["image"], form) for name in names)
 

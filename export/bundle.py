@@ -20,7 +20,6 @@ from emocaliber.runtime.manifest import (
     CALIBRATION_NAME,
     PARITY_NAME,
     TOKENIZER_NAME,
-    GraphFiles,
 )
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
@@ -32,6 +31,7 @@ from .families import decoder_of, family_of, image_side_of
 from .graphs import export_graphs
 from .quantize import QuantizationReport, graph_files, quantize_graphs
 from .verify import Tolerances, verify_graphs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:

@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--precision",
         action="append",
         metavar="P",
-        help="variant to ship: fp32, fp16, int8, int4, or two of them for vision encoder and decoder, such as int8-int4; "
+        help="variant to ship: fp32, fp16, int8, int4, or two for vision encoder and decoder, such as int8-int4; "
         "repeat for more, the last is the default (default: from the recipe, else fp32 and int8)",
     )
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")

@@ -2,9 +2,9 @@
 
 The exported graphs are plain ONNX, for any runtime. What only ONNX Runtime reads (int8, int4) is fused first:
 
-- the decoder's attention becomes the ``Attention`` operator of opset 23, which takes the mask of a label tree as it is, groups query
-  heads over key/value heads, appends the cache and, unlike ``GroupQueryAttention``, has no trouble with batches, with an
-  empty cache or with positions of its own;
+- the decoder's attention becomes the ``Attention`` operator of opset 23, which takes the mask of a label tree as it is,
+  groups query heads over key/value heads, appends the cache and, unlike ``GroupQueryAttention``, has no trouble with
+  batches, with an empty cache or with positions of its own;
 - rotary positions become ``RotaryEmbedding`` of opset 23, over the cosines and sines that the graph computes once;
 - normalisations take the addition before them along (``SkipSimplifiedLayerNormalization``, ``SkipLayerNormalization``),
   and an activation the bias before it (``FastGelu``).

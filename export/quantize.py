@@ -1,7 +1,6 @@
 """Variants of the exported graphs in fewer bits: fp16, int8 and int4.
 
-``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, its inputs and outputs in float32: for TensorRT, GPUs
-and browsers. ``int8`` and ``int4`` (``NAME_int8.onnx``, ``NAME_q4.onnx``) are fused for ONNX Runtime first:
+``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, inputs and outputs in float32, for GPUs and browsers. ``int8`` and ``int4`` (``NAME_int8.onnx``, ``NAME_q4.onnx``) are fused for ONNX Runtime first:
 
 int8
     A product with a weight matrix is one of bytes: a scale for each output channel of the weight, and one for **each
@@ -11,7 +10,7 @@ int4
     ``MatMulNBits``: weights in 4 bits with one scale for 32 of them, rows in bytes with one scale for 32 of them too.
     The vocabulary and the embedding table stay int8, and share their bytes.
 
-Kernels of convolutions become signed bytes with one scale an output channel, and are made float again when they are read.
+Kernels of convolutions become signed bytes with one scale an output channel, and are made float again when read.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ def quantize_graphs(folder: Path, precisions: Iterable[str]) -> QuantizationRepo
 
     Raises:
         ConfigError: If there is no such precision.
-        ExportError: If a graph is missing, or a weight matrix, an attention or a normalisation would silently stay as it
-            was.
+        ExportError: If a graph is missing, or a weight matrix, an attention or a normalisation would stay as it was.
     """
     names = {name for precision in precisions for name in graph_files(precision).names()}
     kinds = [(kind, suffix) for kind in (EMBED, VISION, DECODER) for suffix in SUFFIXES.items() if suffix[1]]
@@ -143,9 +141,7 @@ def _quantize(model: onnx.ModelProto, kind: str, bits: WeightBits) -> int:
 def _half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """Returns the plain graph in half precision, inputs and outputs in float32, and how many weights became smaller."""
     count = sum(t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1 for t in model.graph.initializer)
-    half = convert_float_to_float16(
-        model, keep_io_types=True, op_block_list=_FLOAT_OPERATORS, disable_shape_infer=True
-    )
+    half = convert_float_to_float16(model, keep_io_types=True, op_block_list=_FLOAT_OPERATORS, disable_shape_infer=True)
     left = [t.name for t in half.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
     if left:
         raise ExportError(f"{len(left)} weights stayed in single precision, the first is {left[0]}")

@@ -41,8 +41,8 @@ def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], N
 def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Returns ``weight`` in blocks of 32 along its last axis: two levels a byte [N, blocks, 16], scales [N, blocks].
 
-    ``weight[n, k] ~ (level - 8) * scale``, levels 0 to 15; the entry of largest magnitude of a block is level 0, so that
-    all sixteen are used. The last block is padded with zeros; the first of two levels is the lower half of a byte.
+    ``weight[n, k] ~ (level - 8) * scale``, levels 0 to 15; the largest magnitude of a block is level 0, so that all
+    sixteen are used. The last block is padded with zeros; the first of two levels is the lower half of a byte.
 
     Args:
         weight: float32 [N, K], finite.
@@ -190,7 +190,7 @@ def quantize_table(model: onnx.ModelProto) -> int:
         [
             numpy_helper.from_array(data, f"{tensor.name}_q8_data"),
             numpy_helper.from_array(scales, f"{tensor.name}_q8_scales"),
-            numpy_helper.from_array(np.float32(ZERO_POINT), "q8_zero"),
+            numpy_helper.from_array(np.array(ZERO_POINT, np.float32), "q8_zero"),
             numpy_helper.from_array(np.array([-1], np.int64), "q8_last_axis"),
         ]
     )

@@ -1,8 +1,8 @@
 """What each precision of a bundle costs on this machine, and what it does to the probabilities.
 
-Every candidate is quantised from the bundle's float graphs, loaded alone, and asked about the same labelled images one at
-a time. Its drift is the mean Kullback-Leibler divergence from the fp32 graphs' distributions, with the calibrator that
-the bundle has for fp32 put on both (raw probabilities where it has none): what a calibration does not know of.
+Every candidate is quantised from the bundle's float graphs, loaded alone, and asked about the same labelled images one
+at a time. Its drift is the mean Kullback-Leibler divergence from the distributions of the fp32 graphs, the calibrator
+that the bundle has for fp32 put on both (raw probabilities where it has none): what a calibration does not know of.
 """
 
 from __future__ import annotations

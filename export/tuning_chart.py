@@ -47,10 +47,13 @@ def tuning_svg(tuning: Tuning) -> str:
         parts.append(f'<text x="{place:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{tick * right:.4g}</text>')
     accepted = y(tuning.max_drift)
     parts.append(f'<line class="limit" x1="{_LEFT}" y1="{accepted:.1f}" x2="{_WIDTH - _RIGHT}" y2="{accepted:.1f}"/>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_BOTTOM + 40}" text-anchor="middle">ms an image</text>')
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_BOTTOM + 40}" text-anchor="middle">ms an image</text>'
+    )
     middle = (_TOP + _BOTTOM) / 2
     parts.append(
-        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">drift from fp32, nats</text>'
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
+        "drift from fp32, nats</text>"
     )
     largest = max(trial.size_bytes for trial in trials)
     parts += [_dot(trial, tuning, x(trial.latency_ms), y(trial.drift.estimate), largest) for trial in trials]
@@ -60,7 +63,9 @@ def tuning_svg(tuning: Tuning) -> str:
 def _dot(trial: Trial, tuning: Tuning, x: float, y: float, largest: int) -> str:
     kinds = ["front"] * trial.on_front + ["proposed"] * (trial.precision == tuning.proposed)
     radius = 4 + 10 * (trial.size_bytes / largest) ** 0.5
-    tip = f"{trial.precision}: {trial.latency_ms:.2f} ms, {trial.size_bytes / 1e6:.1f} MB, {trial.drift.estimate:.2g} nat"
+    tip = (
+        f"{trial.precision}: {trial.latency_ms:.2f} ms, {trial.size_bytes / 1e6:.1f} MB, {trial.drift.estimate:.2g} nat"
+    )
     side, offset = ("end", -radius - 4) if x > 0.75 * _WIDTH else ("start", radius + 4)
     return (
         f'<g class="{" ".join(kinds)}"><title>{escape(tip)}</title><circle class="dot" cx="{x:.1f}" cy="{y:.1f}" '

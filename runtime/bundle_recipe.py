@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from .errors import ConfigError
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")

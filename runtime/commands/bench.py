@@ -7,9 +7,11 @@ import json
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from emocaliber.runtime.cli import EXIT_OK
@@ -77,9 +79,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _stages(
-    model: EmotionModel, images: list[Any], asked: dict[str, Any], repeats: int
-) -> dict[str, dict[str, float]]:
+def _stages(model: EmotionModel, images: list[Any], asked: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:
     """Returns the percentiles of each stage's time, in ms."""
     rounds = tqdm(range(repeats), desc="predicting", file=sys.stderr, leave=False, disable=None)
     timings = [model.predict(images[turn % len(images)], **asked).timing_ms for turn in rounds]
@@ -92,11 +92,12 @@ def _stages(
     }
 
 
-def _made_up() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _made_up() -> NDArray[np.uint8]:
     """Returns a uint8 (512, 512, 3) image of ramps and noise."""
     ramp = np.linspace(0, 200, _SIDE)[:, None, None] * np.array([1.0, 0.6, 0.3])
     noise = np.random.default_rng(0).normal(20, 12, (_SIDE, _SIDE, 3))
-    return np.clip(ramp + noise, 0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.clip(ramp + noise, 0, 255).astype(np.uint8)
+    return image
 
 
 def _size_bytes(model: EmotionModel) -> int:
@@ -108,14 +109,20 @@ def _size_bytes(model: EmotionModel) -> int:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - no file of ours
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def _peak_memory_mib() -> float | None:
     """Returns the most memory this process has had, or None where the system does not tell."""
+    try:
+        # getrusage also counts what the process that started this one had.
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return round(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024, 1)
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:  # Windows
@@ -132,7 +139,7 @@ def _text(figures: dict[str, Any]) -> str:
         f"{bundle['name']} {bundle['version']}, {bundle['precision']}, {bundle['engine']}, "
         f"{bundle['size_bytes'] / 1e6:.1f} MB of graphs",
         f"{machine['processor']}, threads: {threads}",
-        f"{figures['mode']} mode, {figures['labels']} labels, {figures['repeats']} predictions of one image",
+        f"{figures['mode']} mode, {figures['labels']} labels, {figures['repeats']} predictions",
         "",
         f"loaded after {figures['load_ms']:.0f} ms, first prediction after {figures['first_prediction_ms']:.0f} ms, "
         f"peak memory {memory}",

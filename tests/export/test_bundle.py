@@ -110,7 +110,9 @@ def test_an_existing_bundle_is_replaced_only_when_asked_and_only_as_a_whole(
     with pytest.raises(ExportError, match="exists; give another place, or ask to overwrite it"):
         write_bundle(target, model, processor, SPEC, verify=False)
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_module, "quantize_graphs", lambda _folder, _names: (_ for _ in ()).throw(ExportError("broken")))
+        patch.setattr(
+            bundle_module, "quantize_graphs", lambda _folder, _names: (_ for _ in ()).throw(ExportError("broken"))
+        )
         with pytest.raises(ExportError, match="broken"):
             write_bundle(target, model, processor, SPEC, verify=False, overwrite=True)
     assert (target / "stale.txt").exists()
@@ -183,7 +185,10 @@ def test_a_foreign_calibrator_leaves_the_bundle_as_it_was(written: Path, tmp_pat
     [
         ({"taxonomies": ("moods",)}, r"unknown taxonomies \['moods'\]"),
         ({"taxonomies": ()}, "none given"),
-        ({"precisions": ("int3",), "default_precision": "int3"}, "no precision 'int3'; there are fp32, fp16, int8, int4"),
+        (
+            {"precisions": ("int3",), "default_precision": "int3"},
+            "no precision 'int3'; there are fp32, fp16, int8, int4",
+        ),
         ({"precisions": ("int8-int8",), "default_precision": "int8-int8"}, "no precision 'int8-int8'"),
         ({"precisions": ("fp32",)}, "with default 'int8'"),
         ({"default_taxonomy": "fi-8"}, "default_taxonomy 'fi-8' is not among"),

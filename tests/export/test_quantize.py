@@ -166,7 +166,7 @@ def test_a_precision_names_its_graphs() -> None:
 
 
 def test_rows_do_not_depend_on_their_neighbours(written: Path) -> None:
-    """Every row has a scale of its own: an image's features are the same alone and beside an image of extreme values."""
+    """Every row has a scale of its own: features are the same alone and beside an image of extreme values."""
     rng = np.random.default_rng(5)
     image = rng.normal(size=(1, 3, 32, 32)).astype(np.float32)
     path = written / "vision_encoder_int8.onnx"
