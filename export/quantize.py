@@ -1,6 +1,7 @@
 """Variants of the exported graphs in fewer bits: fp16, int8 and int4.
 
-``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, inputs and outputs in float32, for GPUs and browsers. ``int8`` and ``int4`` (``NAME_int8.onnx``, ``NAME_q4.onnx``) are fused for ONNX Runtime first:
+``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, inputs and outputs in float32, for GPUs and browsers.
+``int8`` and ``int4`` (``NAME_int8.onnx``, ``NAME_q4.onnx``) are fused for ONNX Runtime first:
 
 int8
     A product with a weight matrix is one of bytes: a scale for each output channel of the weight, and one for **each
