@@ -1,9 +1,10 @@
 """What each term of the student's training buys, and what the student keeps of its teacher.
 
-``python benchmarks/distillation.py RUN --out benchmarks/distillation.md`` takes a finished run of the pipeline (such as
-``emocaliber quickstart --recipe recipes/nano/recipe.toml --out RUN ...``), trains its student anew on the same traces,
-each time with one term changed, and holds all of them against the run's test split. Students stay in ``RUN/ablation``:
-what is there is not trained again. ``--teacher`` adds the table of teacher and student, from the run's metrics.
+``python benchmarks/distillation.py RUN --out benchmarks/distillation.md`` takes a run of the pipeline whose traces are
+collected (such as ``emocaliber quickstart --recipe recipes/nano/recipe.toml --out RUN ...``), trains its student anew
+on them, each time with one term changed, or trains the full student on with one more, and holds all of them against the
+run's test split. Students stay in ``RUN/ablation``: what is there is not trained again. A finished run adds the table
+of teacher and student, from its metrics.
 """
 
 from __future__ import annotations
@@ -24,20 +25,26 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from emocaliber.distill.collect import read_traces
+from emocaliber.distill.grounding import train_grounded, unseen_first
 from emocaliber.distill.measure import Truth, teacher_outputs, truth_of
+from emocaliber.distill.on_policy import train_on_policy
 from emocaliber.distill.packing import PackedRow
 from emocaliber.distill.rows import student_rows
 from emocaliber.distill.stages import chosen_samples, new_student, open_model
 from emocaliber.distill.student import train_student
 from emocaliber.evaluate.intervals import bootstrap_mean, paired_difference
 from emocaliber.evaluate.metrics import expected_calibration_error
+from emocaliber.evaluate.transformers_loading import load_model, load_processor
 from emocaliber.runtime.grammar import MODES, Mode
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.samples import Sample
+from emocaliber.train.choosing import take_balanced
 from emocaliber.train.quiet import quiet_libraries
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.run import finished
 from emocaliber.train.stage_recipes import AugmentRecipe, StudentRecipe
+from emocaliber.train.stages import longest_response, model_after, prepare
+from emocaliber.train.student_recipes import GroundRecipe, OnPolicyRecipe
 from emocaliber.train.workspace import Workspace, load_samples
 
 Floats = NDArray[np.float64]
@@ -53,11 +60,35 @@ class Variant:
     """In words, for the table."""
     table: Callable[[StudentRecipe], StudentRecipe] = lambda table: table
     rows: Callable[[Rows], Rows] = lambda rows: rows
+    further: Callable[[Recipe, Workspace, Path, Path], object] | None = None
+    """Trains the full student, which lies in the first folder, on, into the second; None trains one of its own."""
 
 
 def one_hot(rows: Rows) -> Rows:
     """Returns the rows with all of the target on the answer that the teacher gave."""
     return [replace(row, target=tuple(float(label == row.answer) for label in row.labels)) for row in rows]
+
+
+def ground(recipe: Recipe, workspace: Workspace, full: Path, folder: Path) -> None:
+    """Grounds the full student's stated confidence, in training images that it has not learnt from first."""
+    table = recipe.ground or GroundRecipe(learning_rate=5e-4, batch_size=64, epochs=2.0, images=600, samples=4)
+    learnt = {trace["id"] for trace in read_traces(workspace.traces)}
+    every = unseen_first(load_samples(recipe, workspace, table.split), learnt, recipe.seed)
+    train_grounded(
+        load_model(full), load_processor(full), take_balanced(every, table.images, recipe.data.balance),
+        replace(recipe, ground=table), folder, max_new_tokens=longest_response(recipe), resume=True,
+    )  # fmt: skip
+
+
+def on_policy(recipe: Recipe, workspace: Workspace, full: Path, folder: Path) -> None:
+    """Corrects the full student on its own responses."""
+    table = recipe.on_policy or OnPolicyRecipe(learning_rate=1e-4, steps=40, batch_size=16, images=640)
+    teacher = model_after(recipe, workspace, "calibrate")
+    train_on_policy(
+        (load_model(full), load_processor(full)), (load_model(teacher), load_processor(teacher)),
+        chosen_samples(recipe, workspace, table.images), replace(recipe, on_policy=table), folder,
+        max_new_tokens=longest_response(recipe), resume=True,
+    )  # fmt: skip
 
 
 VARIANTS = (
@@ -73,6 +104,8 @@ VARIANTS = (
         name="plain-images", said="images as they are, mirrored",
         table=lambda t: replace(t, augment=AugmentRecipe()),
     ),
+    Variant(name="ground", said="the full student, its confidence then grounded in its own success", further=ground),
+    Variant(name="on-policy", said="the full student, then corrected on its own responses", further=on_policy),
 )  # fmt: skip
 
 
@@ -86,6 +119,8 @@ class Scores:
     """(N,) KL(votes to prediction), nats."""
     brier: Floats
     """(N,) expected squared error of the top label's probability, under the votes."""
+    stated: Floats
+    """(N,) the same of the confidence that the student states."""
     ece: float
     """ECE of the top label against the votes."""
 
@@ -108,7 +143,7 @@ def main() -> int:
         variant.name: _measured(variant, recipe, workspace, arguments)
         for variant in tqdm(chosen, desc="students", file=sys.stderr)
     }
-    text = _document(chosen, measured, arguments)
+    text = _document(chosen, measured, recipe.name, arguments)
     metrics = arguments.run / "metrics.json"
     if metrics.is_file():
         text += _teacher_and_student(json.loads(metrics.read_text(encoding="utf-8")))
@@ -121,7 +156,10 @@ def _measured(
     variant: Variant, recipe: Recipe, workspace: Workspace, arguments: argparse.Namespace
 ) -> dict[tuple[str, Mode], Scores]:
     folder = workspace.root / "ablation" / variant.name
-    if not finished(folder):
+    if not finished(folder) and variant.further is not None:
+        prepare(recipe)
+        variant.further(recipe, workspace, folder.parent / VARIANTS[0].name, folder)
+    elif not finished(folder):
         table = variant.table(replace(recipe.stage("student"), epochs=arguments.epochs))
         samples = chosen_samples(recipe, workspace)
         known = {sample.id for sample in samples[: arguments.images]}
@@ -138,12 +176,13 @@ def _measured(
         held_out = samples[: arguments.held_out]
         truth = truth_of(held_out)
         for mode in MODES:
-            probabilities, _ = teacher_outputs(model, held_out, mode, verbalize=False)
-            scores[taxonomy, mode] = _scores(probabilities, truth)
+            probabilities, stated = teacher_outputs(model, held_out, mode, verbalize=True)
+            assert stated is not None
+            scores[taxonomy, mode] = _scores(probabilities, stated, truth)
     return scores
 
 
-def _scores(probabilities: Floats, truth: Truth) -> Scores:
+def _scores(probabilities: Floats, stated: Floats, truth: Truth) -> Scores:
     votes = truth.votes if truth.votes is not None else truth.posterior
     assert votes is not None
     top = probabilities.argmax(axis=1)
@@ -152,13 +191,21 @@ def _scores(probabilities: Floats, truth: Truth) -> Scores:
     return Scores(
         correct=(top == truth.labels).astype(np.float64),
         kl=(votes * ratio).sum(axis=1),
-        brier=agreed * (1 - confidence) ** 2 + (1 - agreed) * confidence**2,
+        brier=_squared_error(confidence, agreed),
+        stated=_squared_error(stated, agreed),
         ece=expected_calibration_error(confidence, agreed),
     )
 
 
+def _squared_error(confidence: Floats, right: Floats) -> Floats:
+    return right * (1 - confidence) ** 2 + (1 - right) * confidence**2
+
+
 def _document(
-    chosen: Sequence[Variant], measured: dict[str, dict[tuple[str, Mode], Scores]], arguments: argparse.Namespace
+    chosen: Sequence[Variant],
+    measured: dict[str, dict[tuple[str, Mode], Scores]],
+    recipe: str,
+    arguments: argparse.Namespace,
 ) -> str:
     made = f"{platform.machine()}, {os.cpu_count()} cores, no GPU, {date.today():%d %B %Y}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
@@ -167,18 +214,23 @@ def _document(
         "",
         f"Made by `python benchmarks/distillation.py RUN --out FILE --images {arguments.images} --epochs "
         f"{arguments.epochs:g} --held-out {arguments.held_out} --variants {' '.join(arguments.variants)}` on a "
-        f"finished run of the recipe `nano` ({made}; {versions}). Students in float32, not calibrated, on the run's "
-        "own test split; one seed. Accuracy is against the label with most votes, all else against the votes. In "
-        "brackets, 95 % bootstrap intervals; below a figure, the paired difference to the full student, of which an "
-        "interval beside 0 tells.",
+        f"run of the recipe `{recipe}` ({made}; {versions}). Students in float32, not calibrated, on the run's "
+        'own test split; one seed. Accuracy is against the label with most votes, all else against the votes; "Brier" '
+        'is of the top label\'s probability, "Brier, stated" of the confidence that the student states. In brackets, '
+        "95 % bootstrap intervals; below a figure, the paired difference to the full student, of which an interval "
+        "beside 0 tells.",
         "",
         *(f"- **{variant.name}**: {variant.said}" for variant in chosen),
         "",
     ]
     for taxonomy, mode in measured[chosen[0].name]:
         n = len(measured[chosen[0].name][taxonomy, mode].kl)
-        lines += [f"## {taxonomy}, {mode} mode, n = {n}", "", "| student | accuracy | KL, nats | Brier | ECE |"]
-        lines.append("|---|---|---|---|---|")
+        lines += [
+            f"## {taxonomy}, {mode} mode, n = {n}",
+            "",
+            "| student | accuracy | KL, nats | Brier | Brier, stated | ECE |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
         for variant in chosen:
             lines.append(_line(variant.name, measured[variant.name][taxonomy, mode], measured["full"][taxonomy, mode]))
         lines.append("")
@@ -187,7 +239,8 @@ def _document(
 
 def _line(name: str, scores: Scores, full: Scores) -> str:
     cells = []
-    for values, reference in ((scores.correct, full.correct), (scores.kl, full.kl), (scores.brier, full.brier)):
+    for part in ("correct", "kl", "brier", "stated"):
+        values, reference = getattr(scores, part), getattr(full, part)
         mean = bootstrap_mean(values)
         cell = f"{mean.estimate:.3f} ({mean.low:.3f} to {mean.high:.3f})"
         if scores is not full:

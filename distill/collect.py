@@ -117,10 +117,10 @@ def _made(
     if not missing:
         return
     if table.workers > 1:
-        from .ray_workers import made_by_workers
+        from .ray_workers import shards_by_workers
 
         make = (open_teacher, table, teacher, seed)
-        for number, content in made_by_workers(make, missing, workers=table.workers, threads=threads or 1):
+        for number, content in shards_by_workers(make, missing, workers=table.workers, threads=threads or 1):
             bar.update(len(missing[number]))
             yield number, content
         return

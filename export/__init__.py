@@ -3,6 +3,7 @@
 from .bundle import BundleSpec, write_bundle
 from .graphs import GraphFiles, export_graphs
 from .quantize import GraphQuantization, QuantizationReport, quantize_graphs
+from .transformers_js import write_transformers_js
 from .verify import ParityReport, PrecisionParity, Tolerances, verify_graphs
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "quantize_graphs",
     "verify_graphs",
     "write_bundle",
+    "write_transformers_js",
 ]

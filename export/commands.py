@@ -1,4 +1,4 @@
-"""``emocaliber export onnx|bundle|verify|tune``."""
+"""``emocaliber export onnx|bundle|verify|tune|transformers-js``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
@@ -22,6 +23,7 @@ from .fusion import Fusions
 from .graphs import VISION, export_graphs
 from .quantize import quantize_graphs
 from .sources import load_source
+from .transformers_js import PROMPTS_NAME, write_transformers_js
 from .verify import verify_graphs
 
 if sys.version_info >= (3, 11):
@@ -78,6 +80,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tune_command.configure(tune)
     tune.set_defaults(action_run=tune_command.run)
 
+    javascript = actions.add_parser("transformers-js", help="write a bundle as a folder that transformers.js loads")
+    javascript.add_argument("bundle", metavar="BUNDLE", help="bundle folder, .tar, or 'default' for the embedded one")
+    javascript.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    javascript.add_argument("--overwrite", action="store_true", help="replace such a folder that stands there")
+    javascript.set_defaults(action_run=_run_transformers_js)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the chosen subcommand and returns the exit status."""
@@ -120,6 +128,15 @@ def _run_verify(arguments: argparse.Namespace) -> int:
     model, processor = load_source(arguments.model)
     report = verify_graphs(model, arguments.bundle, processor=processor)
     sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
+    return 0
+
+
+def _run_transformers_js(arguments: argparse.Namespace) -> int:
+    check_free(arguments.out, overwrite=arguments.overwrite, mark=PROMPTS_NAME)
+    with Bundle.open(None if arguments.bundle == "default" else arguments.bundle) as bundle:
+        write_transformers_js(bundle, arguments.out)
+        precisions = ", ".join(bundle.manifest.precisions)
+    sys.stdout.write(f"{arguments.out}: {precisions}; prompts to give it in {PROMPTS_NAME}\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Variants of the exported graphs in fewer bits: fp16, int8 and int4.
 
-``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, inputs and outputs in float32, for GPUs and browsers.
+``fp16`` (``NAME_fp16.onnx``) is the plain graph in half precision, inputs and outputs in float32: for GPUs, browsers.
 ``int8`` and ``int4`` (``NAME_int8.onnx``, ``NAME_q4.onnx``) are fused for ONNX Runtime first:
 
 int8

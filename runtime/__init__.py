@@ -17,17 +17,20 @@ from .errors import (
     InputError,
     ResponseError,
 )
-from .grammar import Mode, Response, parse_response, parse_response_official
+from .grammar import AskedMode, Mode, Response, parse_response, parse_response_official
 from .images import ImageLimits, ImageSource
 from .manifest import Manifest
 from .prediction import Prediction
+from .smoothing import Smoothed, Smoother
 from .taxonomy import TAXONOMIES, Taxonomy, resolve_taxonomy
 
 if TYPE_CHECKING:
     from .model import EmotionModel, Scores
+    from .streaming import Final, Provisional, Section, StreamEvent
 
 __all__ = [
     "ArtifactError",
+    "AskedMode",
     "BackendError",
     "BetaConfidence",
     "Bundle",
@@ -42,6 +45,7 @@ __all__ = [
     "EmoCaliberError",
     "EmotionModel",
     "ExportError",
+    "Final",
     "ImageLimits",
     "ImageSource",
     "InputError",
@@ -49,9 +53,14 @@ __all__ = [
     "Manifest",
     "Mode",
     "Prediction",
+    "Provisional",
     "Response",
     "ResponseError",
     "Scores",
+    "Section",
+    "Smoothed",
+    "Smoother",
+    "StreamEvent",
     "TAXONOMIES",
     "Taxonomy",
     "parse_response",
@@ -66,4 +75,8 @@ def __getattr__(name: str) -> Any:
         from . import model
 
         return getattr(model, name)
+    if name in ("Final", "Provisional", "Section", "StreamEvent"):
+        from . import streaming
+
+        return getattr(streaming, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

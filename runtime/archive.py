@@ -5,17 +5,31 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from .errors import ArtifactError
 
-_UNSAFE = re.compile(r"[\\:\x00-\x1f\x7f]")
+_UNSAFE = re.compile(r'[\\:<>"|?*\x00-\x1f\x7f]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+"""Names of devices on Windows, with any suffix."""
 
 
 def is_safe_name(name: str) -> bool:
-    """Returns whether a relative POSIX name stays inside its folder on every system."""
-    parts = name.split("/")
-    return bool(name) and not _UNSAFE.search(name) and all(part not in ("", ".", "..") for part in parts)
+    """Returns whether a relative POSIX name stays inside its folder, and names a plain file, on every system."""
+    return not _UNSAFE.search(name) and all(
+        # Windows drops dots and spaces at the end of a name, which covers "." and ".." too.
+        part and part == part.rstrip(". ") and not _RESERVED.fullmatch(part)
+        for part in name.split("/")
+    )
+
+
+def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns pairs of names that are one file where case or Unicode form make no difference (macOS, Windows)."""
+    seen: dict[str, str] = {}
+    pairs = ((name, seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) for name in names)
+    return [(first, name) for name, first in pairs if first != name]
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -29,7 +43,10 @@ def unpack(archive: Path, folder: Path) -> None:
         with tarfile.open(archive, mode="r:") as tar:
             for member in tar:
                 _unpack_member(tar, member, folder)
-    except (tarfile.TarError, EOFError) as error:
+    except ArtifactError:
+        raise
+    # Headers of headers are read by recursion, and numbers in them are believed.
+    except (tarfile.TarError, EOFError, RecursionError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{archive} is not a readable tar archive: {error}") from error
     except OSError as error:
         raise ArtifactError(f"cannot unpack {archive}: {error.strerror or error}") from error

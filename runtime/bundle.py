@@ -13,6 +13,7 @@ from .calibration import Calibrator, read_calibrators
 from .errors import ArtifactError, InputError
 from .files import sha256_of
 from .grammar import Mode
+from .graph_check import graph_faults
 from .manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
@@ -43,6 +44,7 @@ __all__ = [
     "Prompts",
     "TOKENIZER_NAME",
     "parse_manifest",
+    "read_manifest",
 ]
 
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -54,8 +56,12 @@ MAX_MANIFEST_BYTES = 4 << 20
 class Bundle:
     """One opened bundle. Close it, or use it as a context manager, to remove what a ``.tar`` was unpacked to."""
 
-    def __init__(self, folder: Path, manifest: Manifest, calibrators: tuple[Calibrator, ...]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, calibrators: tuple[Calibrator, ...], *, source: str | None = None
+    ) -> None:
         self.folder = folder
+        self.source = source
+        """The ``hf://`` address it was fetched from, commit included; None for one of this machine."""
         self.manifest = manifest
         self.calibrators = calibrators
         self._cleanup: weakref.finalize[..., Bundle] | None = None
@@ -65,21 +71,31 @@ class Bundle:
         """Returns the bundle in a folder or a ``.tar``, or the embedded one for None.
 
         Args:
-            path: Where it is.
+            path: Where it is; ``hf://owner/name[@revision]`` fetches it (see `hub.fetch`; needs the extra ``hub``).
             verify: Whether to compare the SHA-256 of every file, which reads them once; sizes are always compared.
 
         Raises:
             InputError: If the path is of a kind that is not supported.
             ArtifactError: If the bundle is missing, corrupt, or of another schema version; every fault is named.
+            BackendError: If it has to be fetched, and the hub cannot be reached.
         """
+        if isinstance(path, str) and path.startswith("hf://"):
+            from .hub import fetch  # an extra, and only on demand
+
+            snapshot = fetch(path)
+            return cls._open_folder(snapshot.folder, verify=verify, source=str(snapshot.address))
         if path is None and not (EMBEDDED_BUNDLE / MANIFEST_NAME).is_file():
             raise ArtifactError("this installation has no embedded bundle; give the path of one")
         if isinstance(path, str) and "://" in path:
-            raise InputError(f"bundle {path!r} is an address; a folder or a .tar file on this machine is supported")
+            raise InputError(f"bundle {path!r} is an address; a folder, a .tar file or hf://owner/name is supported")
         place = EMBEDDED_BUNDLE if path is None else Path(path)
-        if place.is_dir():
+        try:
+            is_folder, exists = place.is_dir(), place.exists()
+        except OSError as error:
+            raise ArtifactError(f"bundle {str(place)[:200]} cannot be opened: {error.strerror}") from error
+        if is_folder:
             return cls._open_folder(place, verify=verify)
-        if not place.exists():
+        if not exists:
             raise ArtifactError(f"bundle {place} does not exist")
         if place.suffix != ".tar":
             raise ArtifactError(f"bundle {place} is neither a folder nor a .tar file")
@@ -87,7 +103,13 @@ class Bundle:
 
     @classmethod
     def _open_archive(cls, archive: Path, *, verify: bool) -> Bundle:
-        folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot unpack {archive}: no place for temporary files ({error.strerror}); set TMPDIR, "
+                "or give a bundle that is a folder"
+            ) from error
         try:
             unpack(archive, folder)
             entries = list(folder.iterdir())
@@ -100,19 +122,22 @@ class Bundle:
         return bundle
 
     @classmethod
-    def _open_folder(cls, folder: Path, *, verify: bool) -> Bundle:
-        manifest = parse_manifest(_read_manifest(folder), f"{folder / MANIFEST_NAME}")
+    def _open_folder(cls, folder: Path, *, verify: bool, source: str | None = None) -> Bundle:
+        links = source is not None  # those of the hub's cache, which its library made
+        manifest = parse_manifest(read_manifest(folder, links=links), f"{folder / MANIFEST_NAME}")
         faults = [
             fault
             for name, record in manifest.files.items()
-            if (fault := _file_fault(folder, name, record, verify=verify))
+            if (fault := _file_fault(folder, name, record, verify=verify, links=links))
         ]
+        # Only graphs that stand there whole are looked into.
+        faults = faults or list(graph_faults(folder, manifest))
         if faults:
             raise ArtifactError(f"bundle {folder}: " + "; ".join(faults))
         calibrators = read_calibrators(folder / CALIBRATION_NAME)
         for calibrator in calibrators:
             _check_calibrator(calibrator, manifest)
-        return cls(folder, manifest, calibrators)
+        return cls(folder, manifest, calibrators, source=source)
 
     def path(self, name: str) -> Path:
         """Returns where a listed file stands.
@@ -123,6 +148,12 @@ class Bundle:
         if name not in self.manifest.files:
             raise ArtifactError(f"bundle {self.manifest.name} lists no file {name!r}")
         return self.folder.joinpath(*PurePosixPath(name).parts)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name and version, and where it was fetched from if it was."""
+        named = {"name": self.manifest.name, "version": self.manifest.version}
+        return named if self.source is None else {**named, "source": self.source}
 
     def calibrator(self, taxonomy: str, mode: Mode, precision: str) -> Calibrator | None:
         """Returns the calibrator fitted for exactly this taxonomy, mode and precision, or None."""
@@ -145,9 +176,18 @@ class Bundle:
         self.close()
 
 
-def _read_manifest(folder: Path) -> str:
+def read_manifest(folder: Path, *, links: bool = False) -> str:
+    """Returns the text of a folder's ``bundle.json``.
+
+    Args:
+        folder: The bundle's folder.
+        links: Whether it may be a symbolic link.
+
+    Raises:
+        ArtifactError: If it cannot be read, is a link, or is larger than any manifest.
+    """
     path = folder / MANIFEST_NAME
-    if path.is_symlink():
+    if path.is_symlink() and not links:
         raise ArtifactError(f"{path} is a symbolic link; a bundle holds plain files")
     try:
         with path.open("rb") as stream:
@@ -162,10 +202,10 @@ def _read_manifest(folder: Path) -> str:
         raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _file_fault(folder: Path, name: str, record: FileRecord, *, verify: bool) -> str | None:
+def _file_fault(folder: Path, name: str, record: FileRecord, *, verify: bool, links: bool) -> str | None:
     """Returns what is wrong with a listed file, or None."""
     parts = PurePosixPath(name).parts
-    if any(folder.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts))):
+    if not links and any(folder.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts))):
         return f"{name} is a symbolic link; a bundle holds plain files"
     path = folder.joinpath(*parts)
     if not path.is_file():

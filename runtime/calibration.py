@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ CALIBRATION_SCHEMA = 2
 
 READABLE_SCHEMAS = (1, CALIBRATION_SCHEMA)
 """Schema versions that are read."""
+
+MAX_CALIBRATION_BYTES = 64 << 20
 
 Method = Literal["temperature", "bias", "matrix"]
 Floats = NDArray[np.float64]
@@ -139,7 +142,7 @@ class CalibrationFile:
 
     def __post_init__(self) -> None:
         keys = [(c.taxonomy, c.mode, c.precision) for c in self.calibrators]
-        double = sorted({key for key in keys if keys.count(key) > 1})
+        double = [key for key, count in Counter(keys).items() if count > 1][:1]
         if double:
             raise ArtifactError(f"more than one calibrator for {double}")
 
@@ -169,6 +172,8 @@ def read_calibrators(path: Path) -> tuple[Calibrator, ...]:
         ArtifactError: If it cannot be read, is of another schema version, or holds anything unexpected or not finite.
     """
     try:
+        if (size_bytes := path.stat().st_size) > MAX_CALIBRATION_BYTES:
+            raise ArtifactError(f"{path} has {size_bytes} bytes, at most {MAX_CALIBRATION_BYTES} are read")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
@@ -176,7 +181,7 @@ def read_calibrators(path: Path) -> tuple[Calibrator, ...]:
         raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
     mapping = parse_json(text, path.name)
     found = mapping.get("schema_version", CALIBRATION_SCHEMA) if isinstance(mapping, dict) else CALIBRATION_SCHEMA
-    if found not in READABLE_SCHEMAS:
+    if isinstance(found, bool) or found not in READABLE_SCHEMAS:
         raise ArtifactError(
             f"{path.name}: schema_version is {found!r}, this version reads {' and '.join(map(str, READABLE_SCHEMAS))}; "
             "update emocaliber, or fit the calibrators again"

@@ -32,7 +32,8 @@ class Command:
 
 COMMANDS = {
     "predict": Command("emocaliber.runtime.commands.predict", None, "the emotion distribution of images"),
-    "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for a folder or a samples file"),
+    "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for folders, tars or samples files"),
+    "serve": Command("emocaliber.runtime.commands.serve", "serve", "predictions over HTTP, and a page to look at"),
     "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle, check its files, calibrate it"),
     "bench": Command("emocaliber.runtime.commands.bench", None, "time and memory of a bundle on this machine"),
     "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
@@ -109,11 +110,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The reader of our output has gone: nothing is left to say, and nobody to say it to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
-        print(f"emocaliber: error: {error.strerror}: {error.filename}", file=sys.stderr)
+        reason = error.strerror or str(error) or type(error).__name__
+        print(f"emocaliber: error: {reason}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if not _interrupted(error):
+            raise
         print("emocaliber: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Returns whether Ctrl-C is at the root of an error: compiled modules turn it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

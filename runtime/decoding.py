@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,37 +70,39 @@ def generate(
     logits: Floats32,
     *,
     sampling: Sampling,
+    generators: Sequence[np.random.Generator],
     stop_ids: Collection[int],
     banned_ids: Sequence[int],
     budget: int,
-) -> tuple[list[list[int]], Context]:
-    """Returns the tokens each sequence writes before its stop token, and the context that holds them.
+) -> Iterator[tuple[list[list[int]], Context]]:
+    """Yields the tokens each sequence has written and the context that holds them: before the first, and after each.
 
-    Sequences that have ended get padding, which the context hides.
+    The last ones are what each sequence writes before its stop token. Sequences that have ended get padding, which the
+    context hides.
 
     Args:
         engine: Runs the graphs.
-        context: B sequences that have read their prompt; sequence ``i`` draws as sample ``i % sampling.samples``.
+        context: B sequences that have read their prompt.
         logits: (B, vocab) logits after the prompt.
         sampling: How tokens are chosen.
+        generators: (B,) what each sequence draws from; see `Sampling.generators`.
         stop_ids: Tokens that end a sequence; they are not read.
         banned_ids: Tokens that are never written.
         budget: Most tokens a sequence may write.
     """
-    batch = context.batch
-    generators = sampling.generators(batch // sampling.samples)
-    written: list[list[int]] = [[] for _ in range(batch)]
-    active = np.ones(batch, dtype=np.bool_)
+    written: list[list[int]] = [[] for _ in range(context.batch)]
+    active = np.ones(context.batch, dtype=np.bool_)
+    yield written, context
     for _ in range(budget):
         tokens = _choose(logits, generators, sampling, banned_ids)
         active &= ~np.isin(tokens, list(stop_ids))
         if not active.any():
-            break
+            return
         for row in np.flatnonzero(active):
             written[row].append(int(tokens[row]))
         stepped, context = read(engine, context, engine.embed(tokens[:, None]), [0], active=active)
         logits = stepped[:, 0]
-    return written, context
+        yield written, context
 
 
 def _choose(

@@ -186,8 +186,12 @@ def window_p_value(images: Collection[Drift], reference: DriftReference) -> floa
     """
     if not images:
         raise InputError("a window of no images cannot be tested for drift")
-    mean = np.array([drift.coordinates for drift in images]).mean(axis=0)
-    statistic = float(mean @ mean) / (1.0 / len(images) + 1.0 / reference.images)
+    return mean_p_value(np.array([drift.coordinates for drift in images]).mean(axis=0), len(images), reference)
+
+
+def mean_p_value(mean: Floats, count: int, reference: DriftReference) -> float:
+    """Returns `window_p_value` of ``count`` images from the (r,) mean of their coordinates."""
+    statistic = float(mean @ mean) / (1.0 / count + 1.0 / reference.images)
     return chi_squared_tail(statistic, len(mean) // 2)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import ArtifactError, BackendError, InputError
 from .manifest import DecoderShape
+from .onnx_runtime import onnxruntime
 from .patches import PatchPreprocessing
 from .preprocessing import Preprocessing
 
@@ -206,7 +206,8 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
     if engine == "tensorrt":
         providers.insert(0, _PROVIDERS["tensorrt"])
     try:
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        # With its own fallback it would print to standard output and try the same again.
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
 

@@ -22,6 +22,10 @@ from .errors import ResponseError
 Mode = Literal["direct", "reason"]
 MODES: tuple[Mode, ...] = ("direct", "reason")
 
+AskedMode = Literal["direct", "reason", "auto"]
+ASKED_MODES: tuple[AskedMode, ...] = (*MODES, "auto")
+"""What a caller may ask for: ``auto`` answers in one of `MODES`, as each image needs."""
+
 REASONING_TAGS = ("element", "human", "context", "interaction", "analysis")
 """The five parts of the reasoning, in order."""
 

@@ -7,6 +7,8 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,14 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+
+_MAX_JPEG_SCANS = 500
+"""A scan of a few bytes costs a pass over all pixels, and photographs have about ten (libjpeg-turbo, fuzz limits)."""
+_MAX_PNG_CHUNKS = 100_000
+"""Every chunk costs the same time, however empty; encoders write a few thousand at most."""
+_MAX_SLOW = 8 << 20
+"""Bytes of a file, and pixels, that Pillow may decode in Python: text PNM, run-length BMP, PNM of odd ranges."""
+_ROWS_AT_ONCE = 256
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 # `warnings.catch_warnings` swaps process-wide state, so only one thread may be inside it.
@@ -78,7 +88,7 @@ def decode_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -
     if isinstance(source, np.ndarray):
         return _check_array(source, limits)
     if isinstance(source, Image.Image):
-        return _convert_quietly(source, "the given Pillow image", limits)
+        return _convert_given(source, "the given Pillow image", limits)
     if isinstance(source, (str, Path)):
         where = f"image {str(source)!r}"
         return _decode(_read(source, where, limits), where, limits)
@@ -132,15 +142,20 @@ def _decode(data: bytes, where: str, limits: ImageLimits) -> npt.NDArray[np.uint
         raise InputError(f"{where} is empty (0 bytes)")
     if len(data) > limits.max_file_bytes:
         raise InputError(f"{where} is too large: {len(data)} bytes, at most {limits.max_file_bytes} are allowed")
+    _check_structure(data, where)
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                return _convert(image, where, limits)
+        with _without_warnings():
+            image = Image.open(io.BytesIO(data), formats=formats)
+        with image:
+            if len(data) > _MAX_SLOW or image.width * image.height > _MAX_SLOW:
+                _refuse_slow(image, where)
+            return _convert(image, where, limits)
     except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{where} cannot be decoded: not enough memory; scale it down first") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{where} is too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -149,12 +164,41 @@ def _decode(data: bytes, where: str, limits: ImageLimits) -> npt.NDArray[np.uint
         raise InputError(f"{where} cannot be decoded: it is truncated or corrupt ({_reason(error)})") from error
 
 
-def _convert_quietly(image: Image.Image, where: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
+def _check_structure(data: bytes, where: str) -> None:
+    """Refuses small files that would keep a decoder busy for minutes."""
+    # Inside compressed data 0xFF is always followed by 0x00, so that only scans match.
+    if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
+        raise InputError(f"{where} has {scans} JPEG scans, at most {_MAX_JPEG_SCANS} are allowed; save it again")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        position, chunks = 8, 0
+        while position < len(data) and chunks <= _MAX_PNG_CHUNKS:
+            position += 12 + int.from_bytes(data[position : position + 4], "big")
+            chunks += 1
+        if chunks > _MAX_PNG_CHUNKS:
+            raise InputError(f"{where} has more than {_MAX_PNG_CHUNKS} PNG chunks; save it again")
+
+
+def _refuse_slow(image: Image.Image, where: str) -> None:
+    slow = next((tile[0] for tile in getattr(image, "tile", ()) if tile[0] in Image.DECODERS), None)
+    if slow is not None:
+        raise InputError(
+            f"{where} is too large for its encoding ({slow}), which is slow to decode: at most {_MAX_SLOW} bytes "
+            "and pixels are allowed; save it as PNG"
+        )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps Pillow's warnings about odd files to itself; not around the decoding, so that threads decode at once."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _convert_given(image: Image.Image, where: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
     """Returns `_convert` of a caller's Pillow image, which may still be an open file that is not decoded yet."""
     try:
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _convert(image, where, limits)
+        return _convert(image, where, limits)
     except InputError:
         raise
     except Exception as error:  # as in `_decode`; a closed image raises ValueError
@@ -167,11 +211,13 @@ def _reason(error: Exception) -> str:
 
 def _convert(image: Image.Image, where: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
     _check_pixels(image.width, image.height, where, limits)
-    image.load()
-    # After `load`: some formats store EXIF behind the pixels, and TIFF turns itself upright while loading.
-    transpose = _TRANSPOSE.get(_orientation(image))
+    with _without_warnings() if image.format == "TIFF" else nullcontext():  # TIFF reads its EXIF while loading
+        image.load()
     _check_pixels(image.width, image.height, where, limits)
-    rgb = _to_rgb(image, where)
+    with _without_warnings():
+        # After `load`: some formats store EXIF behind the pixels, and TIFF turns itself upright while loading.
+        transpose = _TRANSPOSE.get(_orientation(image))
+        rgb = _to_rgb(image, where)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
     return np.array(rgb, dtype=np.uint8)
@@ -193,14 +239,22 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
         return _from_16_bit(image, where)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(white, _in_mode(image, "RGBA")).convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Returns the image itself where it has the mode: Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_16_bit(image: Image.Image, where: str) -> Image.Image:
     """Returns grey values 0..65535 scaled to 0..255; Pillow's own conversion clips them to 255."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{where} has integer pixels outside 0..65535, whose range is unknown; convert it to 16 bits")
-    grey = ((values + 128) // 257).astype(np.uint8)  # round(v / 257); 65535 / 257 = 255
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        rows = values[start : start + _ROWS_AT_ONCE].astype(np.uint32)
+        grey[start : start + _ROWS_AT_ONCE] = (rows + 128) // 257  # round(v / 257); 65535 / 257 = 255
     return Image.fromarray(grey).convert("RGB")

@@ -80,7 +80,7 @@ def refuse_other(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]
     if changed:
         faults = "; ".join(f"{key} was {_short(stored.get(key))}, now {_short(asked.get(key))}" for key in changed)
         raise ConfigError(
-            f"{path} was made with other settings ({faults}); give the same ones, or choose another folder"
+            f"{path} was made with other settings ({faults}); give the same ones, or choose another output"
         )
 
 

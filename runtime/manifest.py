@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .archive import is_safe_name
+from .archive import collisions, is_safe_name
 from .errors import ArtifactError, ConfigError, EmoCaliberError, InputError
 from .grammar import Mode
 from .patches import PatchPreprocessing
 from .preprocessing import Preprocessing
 from .prompts import RenderedPrompt
-from .records import from_mapping
+from .records import MAX_FAULTS, from_mapping
 from .strict_json import parse_json
 from .taxonomy import TAXONOMIES, Taxonomy, resolve_taxonomy
 
@@ -180,12 +180,20 @@ class Manifest:
             faults.append(f"image_block.count is {self.image_block.count} with {self.preprocessing.kind} preprocessing")
         if self.schema_version != BUNDLE_SCHEMA:
             faults.append(f"schema_version is {self.schema_version}, this version reads {BUNDLE_SCHEMA}")
-        faults += [f"{key} is empty" for key in ("name", "version", "license") if not getattr(self, key).strip()]
+        for key in ("name", "version", "license"):
+            text = getattr(self, key)
+            if not text.strip():
+                faults.append(f"{key} is empty")
+            elif not text.isprintable():
+                faults.append(f"{key} is {text[:80]!r}, which holds control characters")
         if faults:
-            raise ArtifactError("; ".join(faults))
+            more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+            raise ArtifactError("; ".join([*faults[:MAX_FAULTS], *more]))
 
     def _file_faults(self) -> Iterable[str]:
         yield from (f"files: {name!r} is no name inside the bundle" for name in self.files if not is_safe_name(name))
+        for first, second in collisions(self.files):
+            yield f"files: {first!r} and {second!r} are one file on systems that take no notice of case"
         if self.default_precision not in self.precisions:
             yield f"default_precision {self.default_precision!r} is not in precisions ({', '.join(self.precisions)})"
         needed = [TOKENIZER_NAME, CALIBRATION_NAME, MODEL_CARD_NAME]
@@ -196,7 +204,7 @@ class Manifest:
         for key in ("end_token_ids", "suppressed_token_ids"):
             wrong = [token for token in getattr(self, key) if not 0 <= token < self.decoder.vocab_size]
             if wrong:
-                yield f"{key} holds {wrong}, outside the vocabulary of {self.decoder.vocab_size}"
+                yield f"{key} holds {wrong[:3]}, outside the vocabulary of {self.decoder.vocab_size}"
         if not self.end_token_ids:
             yield "end_token_ids is empty"
         if self.max_new_tokens < 1:
@@ -233,6 +241,11 @@ class Manifest:
             except InputError as error:
                 raise InputError(f"{error} (this bundle also has: {', '.join(self.taxonomies)})") from error
         return Taxonomy(name=asked, labels=self.taxonomies[asked])
+
+    def graph_bytes(self, precision: str) -> int:
+        """Returns the size of a precision's graphs, with the weights that stand beside them in ``NAME_data``."""
+        names = {end for name in self.precisions[precision].names() for end in (name, f"{name}_data")}
+        return sum(record.size_bytes for name, record in self.files.items() if name in names)
 
     def precision(self, name: str | None = None) -> str:
         """Returns the name of a precision the bundle has; the default one for None.

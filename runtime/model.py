@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import TOKENIZER_NAME, Bundle
-from .calibration import Calibrator, softmax
+from .calibration import Calibrator
+from .call import Call
 from .decoding import GREEDY, Sampling
-from .drift import UNUSUAL, Drift, DriftGuard
+from .drift import UNUSUAL, DriftGuard
 from .engine import EngineName, Floats32, OnnxEngine
-from .errors import BackendError, InputError, ResponseError
-from .grammar import ANSWER_CLOSE, ANSWER_OPEN, MODES, Mode, parse_response
-from .images import ImageSource, decode_image
+from .errors import BackendError, InputError
+from .grammar import MODES, AskedMode, Mode
+from .images import ImageSource
 from .manifest import Manifest
 from .prediction import Prediction
-from .scoring import Scored, Scorer
+from .readout import Readout, Tiles, read_tiles, scope_note
+from .scoring import Scorer, Seen
+from .streaming import Clock, Final, Provisional, StreamEvent, reason_in_time
 from .taxonomy import CUSTOM, TAXONOMIES, Taxonomy, resolve_taxonomy
 from .tokenization import PromptTokenizer
 
@@ -40,16 +41,6 @@ class Scores:
     """N reasonings as written, up to ``</think>``; None in direct mode."""
     features: Floats32
     """(N, hidden) what the vision encoder made of each image, mean over its positions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Chunk:
-    """A few preprocessed images."""
-
-    names: list[str | None]
-    pixels: Floats32 | Sequence[Floats32]
-    decode_ms: list[float]
-    preprocess_ms: list[float]
 
 
 class EmotionModel:
@@ -73,7 +64,8 @@ class EmotionModel:
         """Returns a model ready to predict.
 
         Args:
-            bundle: A bundle's folder or ``.tar``; None is the one that ships in the package.
+            bundle: A bundle's folder or ``.tar``, or ``hf://owner/name[@revision]`` (extra ``hub``); None is the one
+                that ships in the package.
             precision: A precision of the bundle; None is the bundle's default.
             engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
             threads: Threads an operator may use; None lets the engine choose.
@@ -81,7 +73,7 @@ class EmotionModel:
         Raises:
             InputError: If the precision, the engine or the kind of path is unknown.
             ArtifactError: If the bundle is missing, corrupt or of another schema version.
-            BackendError: If the named engine does not come up.
+            BackendError: If the named engine does not come up, or the hub cannot be reached.
         """
         opened = Bundle.open(bundle)
         try:
@@ -112,8 +104,9 @@ class EmotionModel:
         *,
         taxonomy: str | None = None,
         labels: Sequence[str] | None = None,
-        mode: Mode = "direct",
+        mode: AskedMode = "direct",
         coverage: float = 0.9,
+        max_set_size: int | None = None,
         samples: int = 1,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -126,6 +119,7 @@ class EmotionModel:
             labels=labels,
             mode=mode,
             coverage=coverage,
+            max_set_size=max_set_size,
             samples=samples,
             temperature=temperature,
             top_p=top_p,
@@ -139,8 +133,9 @@ class EmotionModel:
         *,
         taxonomy: str | None = None,
         labels: Sequence[str] | None = None,
-        mode: Mode = "direct",
+        mode: AskedMode = "direct",
         coverage: float = 0.9,
+        max_set_size: int | None = None,
         samples: int = 1,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -152,9 +147,11 @@ class EmotionModel:
             images: Paths, encoded bytes, Pillow images, or uint8 (H, W, 3) RGB arrays.
             taxonomy: Name of a label set; None, without ``labels``, is the bundle's default.
             labels: The caller's own candidates; calibrated only where the bundle was fitted for just these, in order.
-            mode: ``direct`` answers at once, ``reason`` writes its reasoning first.
+            mode: ``direct`` answers at once, ``reason`` writes its reasoning first, ``auto`` answers at once and
+                reasons about the images whose prediction set has more labels than ``max_set_size``.
             coverage: How often the prediction set should hold the truth, in (0, 1).
-            samples: Reasonings to draw for each image; their distributions are averaged. Only in reason mode.
+            max_set_size: Only in auto mode; None is 1.
+            samples: Reasonings to draw for each image; their distributions are averaged. Not in direct mode.
             temperature: Of the draws; 0 is greedy, None is greedy for one sample and 1 for several.
             top_p: Draw from the fewest tokens whose probabilities sum to this.
             seed: Of the draws.
@@ -163,21 +160,74 @@ class EmotionModel:
             InputError: If an image cannot be read, or another argument makes no sense.
             BackendError: If the engine fails, or the model was closed.
         """
-        asked = self._taxonomy(taxonomy, labels)
-        sampling = Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
-        _check_call(images, mode, coverage, sampling)
-        calibrator = self.calibrator(asked, mode)
-        verbalize = mode == "reason" or (calibrator is not None and calibrator.needs_verbalized)
-        predictions: list[Prediction] = []
-        for chunk in self._chunks(images, asked, mode, sampling):
-            scored = self._ready().score(chunk.pixels, asked.labels, mode, sampling, verbalize=verbalize)
-            distributions = _distributions(scored, calibrator)
-            drift = _drift(scored, calibrator)
-            predictions += [
-                self._prediction(row, chunk, scored, distributions[row], asked, mode, coverage, calibrator, drift[row])
-                for row in range(len(chunk.names))
-            ]
-        return predictions
+        call = Call(
+            taxonomy=self._taxonomy(taxonomy, labels),
+            mode=mode,
+            coverage=coverage,
+            max_set_size=max_set_size,
+            sampling=Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed),
+        )
+        scorer = self._ready()
+        batches = self._tiles(scorer, images, call)
+        return [prediction for tiles in batches for prediction in self._answer(scorer, tiles, call)]
+
+    def stream(
+        self,
+        image: ImageSource,
+        *,
+        taxonomy: str | None = None,
+        labels: Sequence[str] | None = None,
+        mode: AskedMode = "reason",
+        coverage: float = 0.9,
+        max_set_size: int | None = None,
+        samples: int = 1,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        budget_ms: float | None = None,
+    ) -> Iterator[StreamEvent]:
+        """Returns the events of one prediction as they happen: `Provisional`, each `Section`, `Final`.
+
+        Arguments are those of `predict_batch`, and the reasonings are those of `predict`, written one after another.
+        Where no reasoning is needed, `Final` is the only event.
+
+        ``budget_ms`` counts from this call on, and while the caller holds an event. When it is spent, `Final` gives the
+        distribution of the reasonings that are complete, or else of direct mode, and `Prediction.out_of_time` is True.
+        A decoder pass that has begun is finished, and direct mode always answers.
+
+        Raises:
+            InputError: If the image cannot be read or another argument makes no sense; from this call, not the events.
+            BackendError: If the model was closed; from the events, if the engine fails.
+        """
+        clock = Clock(budget_ms)
+        call = Call(
+            taxonomy=self._taxonomy(taxonomy, labels),
+            mode=mode,
+            coverage=coverage,
+            max_set_size=max_set_size,
+            sampling=Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed),
+        )
+        scorer = self._ready()
+        [tiles] = self._tiles(scorer, [image], call)
+        return self._events(scorer, tiles, call, clock)
+
+    def warm_up(
+        self, *, taxonomy: str | None = None, labels: Sequence[str] | None = None, mode: AskedMode = "direct"
+    ) -> None:
+        """Pays now what the first call of this kind costs: reads the constant prompt and runs every graph once.
+
+        Args:
+            taxonomy: As in `predict_batch`.
+            labels: As in `predict_batch`.
+            mode: As in `predict_batch`; ``auto`` warms up both.
+
+        Raises:
+            InputError: If the label set or the mode is unknown.
+            BackendError: If the engine fails, or the model was closed.
+        """
+        grey = np.full((64, 64, 3), 128, dtype=np.uint8)
+        for each in MODES if mode == "auto" else (mode,):
+            self.predict(grey, taxonomy=taxonomy, labels=labels, mode=each)
 
     def score(
         self,
@@ -201,14 +251,14 @@ class EmotionModel:
             InputError: If an image cannot be read, or another argument makes no sense.
             BackendError: If the engine fails, or the model was closed.
         """
-        asked = self._taxonomy(taxonomy, labels)
-        _check_call(images, mode, 0.9, GREEDY)
+        call = Call(taxonomy=self._taxonomy(taxonomy, labels), mode=mode)
         stated = mode == "reason" if verbalize is None else verbalize
+        scorer = self._ready()
         parts = [
-            self._ready().score(chunk.pixels, asked.labels, mode, GREEDY, verbalize=stated)
-            for chunk in self._chunks(images, asked, mode, GREEDY)
+            scorer.score(tiles.pixels, call.taxonomy.labels, mode, GREEDY, verbalize=stated)
+            for tiles in self._tiles(scorer, images, call)
         ]
-        empty = np.zeros((0, len(asked)))
+        empty = np.zeros((0, len(call.taxonomy)))
         return Scores(
             label_scores=np.concatenate([empty, *(part.label_scores[:, 0] for part in parts)]),
             verbalized=np.concatenate([empty[:, 0], *_present(part.verbalized for part in parts)]) if stated else None,
@@ -266,17 +316,25 @@ class EmotionModel:
         return DriftGuard(calibrator.drift, window=window, false_alarm_rate=false_alarm_rate)
 
     def close(self) -> None:
-        """Frees the graphs and what a ``.tar`` was unpacked to; the model cannot be used afterwards."""
+        """Frees the graphs and what a ``.tar`` was unpacked to; the model cannot be used afterwards.
+
+        Calls that other threads have begun, and streams, come to their end. Closing again does nothing.
+        """
         self._scorer = None
         self.bundle.close()
 
     def __enter__(self) -> EmotionModel:
+        self._ready()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._scorer is None else ""
+        return f"<EmotionModel {self.manifest.name} {self.manifest.version}, {self.precision}, {self.engine}{state}>"
 
     def _ready(self) -> Scorer:
         if self._scorer is None:
@@ -288,107 +346,55 @@ class EmotionModel:
             raise InputError(f"labels must be a list of strings, got {labels!r}")
         return self.manifest.taxonomy(name) if labels is None else resolve_taxonomy(name, labels)
 
-    def _chunks(
-        self, images: Iterable[ImageSource], taxonomy: Taxonomy, mode: Mode, sampling: Sampling
-    ) -> Iterator[_Chunk]:
-        """Yields the images preprocessed, as many at a time as one pass should take."""
-        size = self._ready().batch_size(taxonomy.labels, mode, sampling.samples)
-        source = iter(images)
-        while group := list(islice(source, size)):
-            tiles, decode_ms, preprocess_ms = [], [], []
-            for image in group:
-                start = time.perf_counter()
-                rgb = decode_image(image)
-                decoded = time.perf_counter()
-                tiles.append(self.manifest.preprocessing.apply(rgb))
-                decode_ms.append(1e3 * (decoded - start))
-                preprocess_ms.append(1e3 * (time.perf_counter() - decoded))
-            names = [str(image) if isinstance(image, (str, Path)) else None for image in group]
-            pixels = self.manifest.preprocessing.batch(tiles)
-            yield _Chunk(names=names, pixels=pixels, decode_ms=decode_ms, preprocess_ms=preprocess_ms)
+    def _tiles(self, scorer: Scorer, images: Iterable[ImageSource], call: Call) -> Iterator[Tiles]:
+        """Returns the images preprocessed, as many at a time as one pass should take."""
+        if isinstance(images, (str, bytes, Path)):
+            raise InputError("give a list of images; for a single image use predict")
+        size = scorer.batch_size(call.taxonomy.labels, call.longest_mode, call.sampling.samples)
+        return read_tiles(images, self.manifest.preprocessing, size)
 
-    def _prediction(
-        self,
-        row: int,
-        chunk: _Chunk,
-        scored: Scored,
-        probabilities: NDArray[np.float64],
-        taxonomy: Taxonomy,
-        mode: Mode,
-        coverage: float,
-        calibrator: Calibrator | None,
-        drift: Drift | None,
-    ) -> Prediction:
-        top = int(probabilities.argmax())
-        count = len(chunk.names)
-        timing = {
-            "decode": chunk.decode_ms[row],
-            "preprocess": chunk.preprocess_ms[row],
-            "vision": scored.vision_ms / count,
-            "text": scored.text_ms / count,
-        }
-        timing["total"] = sum(timing.values())
-        bundle = {"name": self.manifest.name, "version": self.manifest.version}
-        return Prediction(
-            label=taxonomy.labels[top],
-            confidence=float(probabilities[top]),
-            distribution={label: float(p) for label, p in zip(taxonomy.labels, probabilities, strict=True)},
+    def _answer(self, scorer: Scorer, tiles: Tiles, call: Call) -> list[Prediction]:
+        """Returns the predictions for a few images: in direct mode, in reason mode, or in both where that is needed."""
+        seen = scorer.see(tiles.pixels)
+        if call.mode == "reason":
+            return self._read(scorer, tiles, seen, call, "reason")
+        answers = self._read(scorer, tiles, seen, call, "direct")
+        rows = [row for row, answer in enumerate(answers) if call.needs_reasoning(answer)]
+        if rows:
+            spent = answers[0].timing_ms["text"]
+            reasoned = self._read(scorer, tiles.at(rows), seen.at(rows), call, "reason", text_ms=spent)
+            for row, prediction in zip(rows, reasoned, strict=True):
+                answers[row] = prediction
+        return answers
+
+    def _events(self, scorer: Scorer, tiles: Tiles, call: Call, clock: Clock) -> Iterator[StreamEvent]:
+        seen = scorer.see(tiles.pixels)
+        [first] = self._read(scorer, tiles, seen, call, "direct")
+        if not call.needs_reasoning(first):
+            yield Final(prediction=first)
+            return
+        yield Provisional(prediction=first)
+        yield from reason_in_time(scorer, tiles, seen, self._readout(call, "reason"), call.sampling, first, clock)
+
+    def _read(
+        self, scorer: Scorer, tiles: Tiles, seen: Seen, call: Call, mode: Mode, *, text_ms: float = 0.0
+    ) -> list[Prediction]:
+        """Returns the predictions for images that were seen, in one mode."""
+        readout = self._readout(call, mode)
+        scored = scorer.score_seen(seen, call.taxonomy.labels, mode, call.sampling, verbalize=readout.verbalize)
+        return readout.predictions(tiles, scored, text_ms=text_ms)
+
+    def _readout(self, call: Call, mode: Mode) -> Readout:
+        calibrator = self.calibrator(call.taxonomy, mode)
+        made_by = {**self.bundle.identity, "precision": self.precision, "engine": self.engine}
+        return Readout(
+            taxonomy=call.taxonomy,
             mode=mode,
-            taxonomy=taxonomy.name,
-            coverage=coverage,
-            calibrated=calibrator is not None,
-            bundle={**bundle, "precision": self.precision, "engine": self.engine},
-            timing_ms={step: round(value, 3) for step, value in timing.items()},
-            verbalized_confidence=None if scored.verbalized is None else float(scored.verbalized[row]),
-            reasoning=_reasoning(scored, row, top, taxonomy.labels),
-            image=chunk.names[row],
-            conformal=None if calibrator is None else calibrator.conformal,
-            calibrator=None if calibrator is None else _described(calibrator),
-            drift=drift,
+            coverage=call.coverage,
+            calibrator=calibrator,
+            out_of_scope=scope_note(call.taxonomy, mode, made_by, calibrator, self.bundle.calibrators),
+            bundle=made_by,
         )
-
-
-def _check_call(images: object, mode: Mode, coverage: float, sampling: Sampling) -> None:
-    if isinstance(images, (str, bytes, Path)):
-        raise InputError("give a list of images; for a single image use predict")
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
-    if not 0.0 < coverage < 1.0:
-        raise InputError(f"coverage is {coverage!r}, expected a number between 0 and 1, both excluded")
-    if mode == "direct" and sampling.samples > 1:
-        raise InputError(f"direct mode draws nothing, so {sampling.samples} samples make no sense; use mode 'reason'")
-
-
-def _distributions(scored: Scored, calibrator: Calibrator | None) -> NDArray[np.float64]:
-    """Returns (N, K) probabilities: calibrated where possible, averaged over reasonings, confidence taken in."""
-    each = softmax(scored.label_scores) if calibrator is None else calibrator.probabilities(scored.label_scores)
-    mean: NDArray[np.float64] = each.mean(axis=1)
-    return mean if calibrator is None else calibrator.with_confidence(mean, scored.verbalized)
-
-
-def _drift(scored: Scored, calibrator: Calibrator | None) -> Sequence[Drift | None]:
-    """Returns where each of N images lies among the calibration images, or N times None where none were recorded."""
-    if calibrator is None or calibrator.drift is None or scored.features is None:
-        return [None] * len(scored.label_scores)
-    return calibrator.drift.of(scored.features)
-
-
-def _reasoning(scored: Scored, row: int, top: int, labels: Sequence[str]) -> dict[str, str] | None:
-    """Returns the first reasoning that follows the grammar, those that lead to the predicted label first, or None."""
-    if scored.texts is None:
-        return None
-    favoured = scored.label_scores[row].argmax(axis=1) == top
-    for _, text in sorted(zip(~favoured, scored.texts[row], strict=True), key=lambda pair: bool(pair[0])):
-        response = f"{text}{ANSWER_OPEN}{labels[top]}{ANSWER_CLOSE}"
-        try:
-            return parse_response(response, labels, "reason", needs_confidence=False).reasoning
-        except ResponseError:
-            continue
-    return None
-
-
-def _described(calibrator: Calibrator) -> str:
-    return f"{calibrator.method} fitted on {calibrator.n} images of {calibrator.fitted_on} ({calibrator.engine})"
 
 
 def _present(parts: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:

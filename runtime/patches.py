@@ -101,6 +101,21 @@ class PatchPreprocessing:
         shape = (rows, columns, merge**2, 3 * self.temporal_patch_size * edge**2)
         return np.repeat(patches, self.temporal_patch_size, axis=5).reshape(shape)
 
+    def shrink(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Returns an image of which `apply` makes the same, resized already where that stays so.
+
+        Args:
+            rgb: uint8 (H, W, 3).
+
+        Raises:
+            InputError: If one side is more than `MAX_ASPECT` times the other.
+        """
+        height, width = self.size(rgb.shape[0], rgb.shape[1])
+        # A long row of visual tokens would be resized again.
+        if max(height, width) > MAX_ASPECT * min(height, width) or self.size(height, width) != (height, width):
+            return rgb
+        return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
     def batch(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Returns what `apply` made of several images as a scorer takes it: one by one."""
         return list(images)

@@ -12,7 +12,8 @@ from .conformal import Conformal, prediction_set
 from .drift import UNUSUAL, Drift
 from .errors import ArtifactError, ConfigError, InputError
 from .grammar import REASONING_TAGS, Mode
-from .records import from_mapping
+from .prediction_html import prediction_html
+from .records import from_mapping, to_mapping
 
 LINE_KEYS = (
     "image",
@@ -33,6 +34,11 @@ LINE_KEYS = (
 
 BUNDLE_KEYS = ("name", "version", "precision", "engine")
 """Keys of the `Prediction.bundle` table."""
+BUNDLE_SOURCE = "source"
+"""One more where the bundle was fetched: its ``hf://`` address, commit included."""
+
+DETAIL_KEYS = ("conformal", "calibrator", "out_of_scope", "out_of_time", "drift", "recorded_set")
+"""Keys of the ``details`` table of `Prediction.to_dict`: the fields that the JSON line leaves out."""
 
 _BAR_WIDTH = 30
 
@@ -69,6 +75,12 @@ class Prediction:
     """Fitted thresholds of the prediction sets; None without a calibrator. Not written to JSON."""
     calibrator: str | None = None
     """What the calibrator was fitted on, in words; None without one. Not written to JSON."""
+    out_of_scope: str | None = None
+    """What no calibrator of the bundle covers in this call (label set, mode, precision, engine), in words; None where
+    one covers all of it. Not written to JSON."""
+    out_of_time: bool = False
+    """Whether a time budget cut the reasoning short: the distribution is that of the reasonings that were complete or,
+    where `mode` is ``direct``, of the answer without any. Not written to JSON."""
     drift: Drift | None = None
     """Where the image lies among the calibration images; None where the calibrator recorded none. Not written to
     JSON."""
@@ -89,7 +101,7 @@ class Prediction:
         stated = self.verbalized_confidence
         if stated is not None and not 0.0 < stated < 1.0:
             raise ConfigError(f"verbalized_confidence is {stated!r}, expected a number between 0 and 1, both excluded")
-        if set(self.bundle) != set(BUNDLE_KEYS):
+        if set(self.bundle) - {BUNDLE_SOURCE} != set(BUNDLE_KEYS):
             raise ConfigError(f"bundle has keys {sorted(self.bundle)}, expected {', '.join(BUNDLE_KEYS)}")
         strangers = set(self.recorded_set or ()) - set(self.distribution)
         if strangers:
@@ -121,30 +133,42 @@ class Prediction:
         positions = prediction_set(tuple(self.distribution.values()), asked, self.conformal)
         return tuple(labels[position] for position in positions)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON line of this prediction, with exactly the keys `LINE_KEYS`, in that order."""
+    def to_dict(self, *, details: bool = False) -> dict[str, Any]:
+        """Returns the JSON line of this prediction, with exactly the keys `LINE_KEYS`, in that order.
+
+        Args:
+            details: Also write the other fields, in a table ``details``, from which `from_dict` makes an equal record,
+                prediction sets at any coverage included.
+        """
         line = {key: getattr(self, key) for key in LINE_KEYS if key != "prediction_set"}
         line["prediction_set"] = list(self.prediction_set())
         line["distribution"] = dict(self.distribution)
-        line["bundle"] = {key: self.bundle[key] for key in BUNDLE_KEYS}
+        line["bundle"] = {key: self.bundle[key] for key in (*BUNDLE_KEYS, BUNDLE_SOURCE) if key in self.bundle}
         line["timing_ms"] = dict(self.timing_ms)
         line["reasoning"] = None if self.reasoning is None else dict(self.reasoning)
-        return {key: line[key] for key in LINE_KEYS}
+        ordered = {key: line[key] for key in LINE_KEYS}
+        if details:
+            ordered["details"] = {key: to_mapping(getattr(self, key)) for key in DETAIL_KEYS}
+        return ordered
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Prediction:
-        """Returns the prediction of a JSON line that `to_dict` made.
+        """Returns the prediction of a JSON line that `to_dict` made, with details or without.
 
         Raises:
             ArtifactError: Naming missing, unknown or impossible entries.
         """
+        details = mapping.get("details", {"recorded_set": mapping.get("prediction_set")})
+        if not isinstance(details, Mapping):
+            raise ArtifactError(f"prediction line: details is {details!r}, expected a table")
         faults = [f"missing key {key}" for key in LINE_KEYS if key not in mapping]
-        faults += [f"unknown key {key}" for key in mapping if key not in LINE_KEYS]
+        faults += [f"unknown key {key}" for key in mapping if key not in (*LINE_KEYS, "details")]
+        faults += [f"unknown key details.{key}" for key in details if key not in DETAIL_KEYS]
         if faults:
             raise ArtifactError("prediction line: " + "; ".join(faults))
-        fields = {key: value for key, value in mapping.items() if key != "prediction_set"}
+        fields = {key: value for key, value in mapping.items() if key not in ("prediction_set", "details")}
         try:
-            return from_mapping(cls, {**fields, "recorded_set": mapping["prediction_set"]}, "prediction line")
+            return from_mapping(cls, {**fields, **details}, "prediction line")
         except ConfigError as error:
             raise ArtifactError(str(error)) from error
 
@@ -168,13 +192,22 @@ class Prediction:
         if self.verbalized_confidence is not None:
             lines.append(f"  stated confidence: {self.verbalized_confidence:.2f}")
         lines.append(f"  {self._calibration_line()}")
-        if self.drift is not None and self.drift.p_value <= UNUSUAL:
-            lines.append(f"  this image does not look like those of the calibration (p = {self.drift.p_value:.2g})")
+        lines += [f"  {note}" for note in self.notes()]
         if self.reasoning is not None:
             width = max(len(tag) for tag in REASONING_TAGS)
             lines.append("  reasoning:")
             lines += [f"    {tag:<{width}}  {text}" for tag, text in self.reasoning.items()]
         return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        """Returns what else a reader should know before believing calibrated numbers, one sentence each."""
+        notes = [self.out_of_scope] if self.calibrated and self.out_of_scope is not None else []
+        if self.out_of_time:
+            found = "no reasoning was complete" if self.mode == "direct" else "not all reasonings were complete"
+            notes.append(f"the time budget ran out: {found}")
+        if self.drift is not None and self.drift.p_value <= UNUSUAL:
+            notes.append(f"this image does not look like those of the calibration (p = {self.drift.p_value:.2g})")
+        return notes
 
     def _calibration_line(self) -> str:
         made_by = "{name} {version}, {precision}, {engine}, {mode} mode".format(**self.bundle, mode=self.mode)
@@ -187,5 +220,11 @@ class Prediction:
 
     def __repr__(self) -> str:
         state = "calibrated" if self.calibrated else "not calibrated"
+        late = ", out of time" if self.out_of_time else ""
         name = "" if self.image is None else f"{self.image!r}: "
-        return f"<Prediction {name}{self.label} {self.confidence:.1%}, {self.taxonomy}, {state}>\n{self.bars()}"
+        head = f"{name}{self.label} {self.confidence:.1%}, {self.taxonomy}, {self.mode} mode, {state}{late}"
+        return f"<Prediction {head}>\n{self.bars()}"
+
+    def _repr_html_(self) -> str:
+        """Returns the prediction as a table with bars, for notebooks."""
+        return prediction_html(self)

@@ -44,6 +44,20 @@ class Preprocessing:
                 raise ConfigError(f"preprocessing {name} is {edge!r}, expected 1 to {MAX_EDGE} pixels")
         check_channels(self.mean, self.std)
 
+    def shrink(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Returns the image after the first resize where that makes it smaller, uint8 (h, w, 3), else the image itself.
+
+        `apply` makes the same of both, number for number. What waits to be predicted needs little memory then.
+
+        Args:
+            rgb: uint8 (H, W, 3), as `decode_image` returns it.
+        """
+        size = _longest_edge_size(rgb.shape[1], rgb.shape[0], self.longest_edge)
+        # Of an image narrower than a pixel after the resize, a second one would make something else.
+        if max(rgb.shape[:2]) <= self.longest_edge or _longest_edge_size(*size, self.longest_edge) != size:
+            return rgb
+        return np.array(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
+
     def apply(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the normalised tile, float32 (1, 3, tile_size, tile_size).
 

@@ -13,6 +13,10 @@ from .errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_FAULTS = 20
+"""Faults a message names; a damaged file may have as many as it has bytes."""
+_MAX_SHOWN = 80
+
 
 def from_mapping(record: type[T], mapping: object, where: str) -> T:
     """Returns ``record`` built from ``mapping``, nested records included.
@@ -29,7 +33,8 @@ def from_mapping(record: type[T], mapping: object, where: str) -> T:
     faults: list[str] = []
     value = _build(record, mapping, "", faults)
     if faults:
-        raise ConfigError(f"{where}: " + "; ".join(faults))
+        more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+        raise ConfigError(f"{where}: " + "; ".join([*faults[:MAX_FAULTS], *more]))
     return typing.cast("T", value)
 
 
@@ -54,17 +59,17 @@ def _build(kind: Any, value: object, path: str, faults: list[str]) -> object:
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
             choices = ", ".join(repr(choice) for choice in typing.get_args(kind))
-            faults.append(f"{path or 'value'} is {value!r}, expected one of {choices}")
+            faults.append(f"{path or 'value'} is {_shown(value)}, expected one of {choices}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            faults.append(f"{path} is {value!r}, expected a list")
+            faults.append(f"{path} is {_shown(value)}, expected a list")
             return ()
         item = typing.get_args(kind)[0]
         return tuple(_build(item, entry, f"{path}[{i}]", faults) for i, entry in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            faults.append(f"{path} is {value!r}, expected a table")
+            faults.append(f"{path} is {_shown(value)}, expected a table")
             return {}
         item = typing.get_args(kind)[1]
         return {str(key): _build(item, entry, f"{path}.{key}", faults) for key, entry in value.items()}
@@ -73,14 +78,14 @@ def _build(kind: Any, value: object, path: str, faults: list[str]) -> object:
 
 def _build_record(kind: type, value: object, path: str, faults: list[str]) -> object:
     if not isinstance(value, Mapping):
-        faults.append(f"{path or 'the top level'} is {value!r}, expected a table")
+        faults.append(f"{path or 'the top level'} is {_shown(value)}, expected a table")
         return None
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = _hints(kind)
     dot = f"{path}." if path else ""
     before = len(faults)
     unknown = [key for key in value if key not in fields]
-    faults += [f"unknown key {dot}{key} (known: {', '.join(sorted(fields))})" for key in unknown]
+    faults += [f"unknown key {dot}{key[:_MAX_SHOWN]} (known: {', '.join(sorted(fields))})" for key in unknown]
     missing = [
         name
         for name, f in fields.items()
@@ -117,7 +122,7 @@ def _build_union(kind: Any, value: object, path: str, faults: list[str]) -> obje
         if not attempt:
             return built
         tried.append(attempt)
-    nearest = sorted(tried, key=len)[:1] or [[f"{path} is {value!r}"]]
+    nearest = sorted(tried, key=len)[:1] or [[f"{path} is {_shown(value)}"]]
     faults += nearest[0]
     return None
 
@@ -126,7 +131,16 @@ def _build_scalar(kind: Any, value: object, path: str, faults: list[str]) -> obj
     if kind is Any or kind is object:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            faults.append(f"{path or 'value'} is {_shown(value)}, too large for a float")
+            return value
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
-        faults.append(f"{path or 'value'} is {value!r}, expected {kind.__name__}")
+        faults.append(f"{path or 'value'} is {_shown(value)}, expected {kind.__name__}")
     return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

@@ -9,7 +9,8 @@ closed with ``</think>``.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ from .grammar import CONFIDENCE_GRID, THINK_CLOSE, Mode
 from .manifest import Manifest
 from .prompting import Plan, Planner
 from .tokenization import PromptTokenizer
+
+Pixels = Floats32 | Sequence[Floats32]
+"""Images of one size (N, 3, T, T), or of each its patches (rows, columns, merge², values)."""
 
 MAX_BATCH = 32
 _MAX_MASK_CELLS = 1 << 25
@@ -48,13 +52,39 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Image:
-    """What the vision encoder made of one image."""
+class Seen:
+    """N images as the vision encoder sees them."""
 
-    features: Floats32
-    """(count, width)."""
-    shape: tuple[int, int] | None
-    """Rows and columns of its tokens, where these have positions of their own."""
+    features: Sequence[Floats32]
+    """(count, width) image features of each; see `Engine.encode_images`."""
+    shapes: Sequence[tuple[int, int]] | None
+    """Rows and columns of each image's tokens; None where all images have one size, and no rows."""
+    vision_ms: float
+    """Time of the vision encoder for all N images."""
+
+    def at(self, rows: Sequence[int]) -> Seen:
+        """Returns the images of these rows, with their share of the time."""
+        share = self.vision_ms * len(rows) / len(self.features)
+        shapes = None if self.shapes is None else [self.shapes[row] for row in rows]
+        return Seen(features=[self.features[row] for row in rows], shapes=shapes, vision_ms=share)
+
+    def means(self, hidden_size: int) -> Floats32:
+        """Returns (N, hidden) each image's features, mean over its positions."""
+        return np.stack([features[:, :hidden_size].mean(axis=0) for features in self.features])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draft:
+    """One reasoning of one image, as far as it is written."""
+
+    sample: int
+    """Number of the reasoning, from 0."""
+    text: str
+    """What is written; up to ``</think>`` where it is complete."""
+    label_scores: NDArray[np.float64] | None = None
+    """(K,) log-likelihoods in nats after this reasoning; None until it is complete."""
+    after: Context | None = None
+    """What was read, the label tree last; None until the reasoning is complete."""
 
 
 class Scorer:
@@ -80,13 +110,7 @@ class Scorer:
         return max(1, int(rows) // samples)
 
     def score(
-        self,
-        pixel_values: Floats32 | Sequence[Floats32],
-        labels: tuple[str, ...],
-        mode: Mode,
-        sampling: Sampling,
-        *,
-        verbalize: bool,
+        self, pixel_values: Pixels, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
     ) -> Scored:
         """Returns the scores of N images.
 
@@ -101,62 +125,111 @@ class Scorer:
             InputError: If the labels cannot be used.
             BackendError: If the engine fails.
         """
-        begun = time.perf_counter()
-        plan = self._planner.plan(labels, mode)
+        return self.score_seen(self.see(pixel_values), labels, mode, sampling, verbalize=verbalize)
+
+    def see(self, pixel_values: Pixels) -> Seen:
+        """Returns what the vision encoder makes of N preprocessed images.
+
+        Raises:
+            BackendError: If the engine fails.
+        """
         start = time.perf_counter()
-        images = self._encode(pixel_values)
-        seen = time.perf_counter()
+        shapes, features = None, []
+        if isinstance(pixel_values, np.ndarray):
+            features = list(self._engine.encode_images(pixel_values))
+        else:
+            features = [self._engine.encode_images(patches)[0] for patches in pixel_values]
+            shapes = [(patches.shape[0], patches.shape[1]) for patches in pixel_values]
+        return Seen(features=features, shapes=shapes, vision_ms=1e3 * (time.perf_counter() - start))
+
+    def score_seen(
+        self, seen: Seen, labels: tuple[str, ...], mode: Mode, sampling: Sampling, *, verbalize: bool
+    ) -> Scored:
+        """Returns the scores of N images that were seen before; arguments and errors as in `score`."""
+        start = time.perf_counter()
+        plan = self._planner.plan(labels, mode)
         texts = None
         if mode == "direct":
-            label_scores, after = self._direct(plan, images)
+            label_scores, after = self._direct(plan, seen)
         else:
-            label_scores, after, texts = self._reasoned(plan, images, sampling)
-        shaped = label_scores.reshape(len(images), -1, len(labels))
+            label_scores, after, texts = self._reasoned(plan, seen, sampling)
+        shaped = label_scores.reshape(len(seen.features), -1, len(labels))
         verbalized = self._verbalized(plan, shaped, after) if verbalize else None
         return Scored(
             label_scores=shaped,
             verbalized=verbalized,
             texts=texts,
-            features=np.stack(
-                [image.features[:, : self._manifest.decoder.hidden_size].mean(axis=0) for image in images]
-            ),
-            vision_ms=1e3 * (seen - start),
-            text_ms=1e3 * (start - begun + time.perf_counter() - seen),
+            features=seen.means(self._manifest.decoder.hidden_size),
+            vision_ms=seen.vision_ms,
+            text_ms=1e3 * (time.perf_counter() - start),
         )
 
-    def _encode(self, pixel_values: Floats32 | Sequence[Floats32]) -> list[_Image]:
-        if isinstance(pixel_values, np.ndarray):
-            return [_Image(features=features, shape=None) for features in self._engine.encode_images(pixel_values)]
-        return [
-            _Image(features=self._engine.encode_images(patches)[0], shape=(patches.shape[0], patches.shape[1]))
-            for patches in pixel_values
-        ]
+    def drafts(self, seen: Seen, labels: tuple[str, ...], sampling: Sampling) -> Iterator[Draft]:
+        """Yields the reasonings of one image as they grow, one after another: after each token, and when complete.
 
-    def _direct(self, plan: Plan, images: Sequence[_Image]) -> tuple[NDArray[np.float64], Context]:
+        Between two drafts lies one decoder pass; before a complete one, the pass that scores the labels.
+
+        Args:
+            seen: One image.
+            labels: The K candidates.
+            sampling: How reasonings are drawn; they are those of `score`.
+
+        Raises:
+            InputError: If the labels cannot be used.
+            BackendError: If the engine fails.
+        """
+        plan = self._planner.plan(labels, "reason")
+        logits, start = self._read_images(plan, seen)
+        for sample, generator in enumerate(sampling.generators(1)):
+            for step in self._writing(plan, start, logits, sampling, [generator]):
+                yield Draft(sample=sample, text=self._tokenizer.decode(step[0][0]))
+            [tokens], context = step
+            scores, after = read_tree(self._engine, context, plan.answer_embeds[None], plan.answers)
+            text = self._tokenizer.decode(tokens) + THINK_CLOSE
+            yield Draft(sample=sample, text=text, label_scores=scores[0], after=after)
+
+    def score_drafts(self, seen: Seen, labels: tuple[str, ...], drafts: Sequence[Draft], *, text_ms: float) -> Scored:
+        """Returns the scores of one image from complete drafts, with the stated confidence: one pass a draft.
+
+        Raises:
+            BackendError: If the engine fails.
+        """
+        plan = self._planner.plan(labels, "reason")
+        start = time.perf_counter()
+        complete = [
+            (draft.text, draft.label_scores, draft.after)
+            for draft in drafts
+            if draft.label_scores is not None and draft.after is not None
+        ]
+        label_scores = np.stack([scores for _, scores, _ in complete])[None]
+        best = int(softmax(label_scores).mean(axis=1).argmax())
+        stated = [self._stated(plan, after, [best])[0] for _, _, after in complete]
+        return Scored(
+            label_scores=label_scores,
+            verbalized=np.array([np.mean(stated)]),
+            texts=(tuple(text for text, _, _ in complete),),
+            features=seen.means(self._manifest.decoder.hidden_size),
+            vision_ms=seen.vision_ms,
+            text_ms=text_ms + 1e3 * (time.perf_counter() - start),
+        )
+
+    def _direct(self, plan: Plan, seen: Seen) -> tuple[NDArray[np.float64], Context]:
         """Returns (N, K) scores and the context after the label tree: one decoder pass for all of it."""
-        prompt, placement = _with_images(plan, images)
-        response = np.broadcast_to(plan.answer_embeds, (len(images), *plan.answer_embeds.shape))
+        prompt, placement = _with_images(plan, seen)
+        response = np.broadcast_to(plan.answer_embeds, (len(prompt), *plan.answer_embeds.shape))
         embeds = np.concatenate([prompt, response], axis=1)
-        context = plan.prefix.repeated(len(images))
+        context = plan.prefix.repeated(len(prompt))
         return read_tree(self._engine, context, embeds, plan.answers, placement=placement)
 
     def _reasoned(
-        self, plan: Plan, images: Sequence[_Image], sampling: Sampling
+        self, plan: Plan, seen: Seen, sampling: Sampling
     ) -> tuple[NDArray[np.float64], Context, tuple[tuple[str, ...], ...]]:
         """Returns (N * R, K) scores, the context after the label tree, and the (N, R) reasonings."""
-        repeated = [image for image in images for _ in range(sampling.samples)]
-        embeds, placement = _with_images(plan, repeated)
-        context = plan.prefix.repeated(len(repeated))
-        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1], placement=placement)
-        written, context = generate(
-            self._engine,
-            context,
-            logits[:, 0],
-            sampling=sampling,
-            stop_ids={self._planner.think_close, self._planner.answer_open, *self._manifest.end_token_ids},
-            banned_ids=self._manifest.suppressed_token_ids,
-            budget=plan.budget,
-        )
+        images = len(seen.features)
+        repeated = [image for image in range(images) for _ in range(sampling.samples)]
+        logits, context = self._read_images(plan, seen.at(repeated))
+        generators = sampling.generators(images)
+        written, context = deque(self._writing(plan, context, logits, sampling, generators), maxlen=1).pop()
         response = np.broadcast_to(plan.answer_embeds, (len(repeated), *plan.answer_embeds.shape))
         scores, after = read_tree(self._engine, context, response, plan.answers)
         texts = [self._tokenizer.decode(tokens) + THINK_CLOSE for tokens in written]
@@ -169,22 +242,53 @@ class Scorer:
         """Returns (N,) the expected value of the confidence tokens that follow each image's best label."""
         images, reasonings, _ = label_scores.shape
         best = softmax(label_scores).mean(axis=1).argmax(axis=1)
-        chosen = after.along(plan.answers, [int(k) for k in np.repeat(best, reasonings)])
-        tree = self._planner.confidences
-        embeds = self._planner.confidence_embeds
-        scores, _ = read_tree(self._engine, chosen, np.broadcast_to(embeds, (chosen.batch, *embeds.shape)), tree)
-        expected = softmax(scores) @ np.array(CONFIDENCE_GRID)
+        expected = self._stated(plan, after, [int(k) for k in np.repeat(best, reasonings)])
         mean: NDArray[np.float64] = expected.reshape(images, reasonings).mean(axis=1)
         return mean
 
+    def _stated(self, plan: Plan, after: Context, choices: Sequence[int]) -> NDArray[np.float64]:
+        """Returns (B,) the expected value of the confidence tokens that follow each sequence's chosen label."""
+        chosen = after.along(plan.answers, choices)
+        tree = self._planner.confidences
+        embeds = self._planner.confidence_embeds
+        scores, _ = read_tree(self._engine, chosen, np.broadcast_to(embeds, (chosen.batch, *embeds.shape)), tree)
+        expected: NDArray[np.float64] = softmax(scores) @ np.array(CONFIDENCE_GRID)
+        return expected
 
-def _with_images(plan: Plan, images: Sequence[_Image]) -> tuple[Floats32, Placement | None]:
+    def _read_images(self, plan: Plan, seen: Seen) -> tuple[Floats32, Context]:
+        """Returns (N, vocab) logits after the prompt with each image in it, and the context."""
+        embeds, placement = _with_images(plan, seen)
+        context = plan.prefix.repeated(len(embeds))
+        logits, context = read(self._engine, context, embeds, [embeds.shape[1] - 1], placement=placement)
+        return logits[:, 0], context
+
+    def _writing(
+        self,
+        plan: Plan,
+        context: Context,
+        logits: Floats32,
+        sampling: Sampling,
+        generators: Sequence[np.random.Generator],
+    ) -> Iterator[tuple[list[list[int]], Context]]:
+        """Yields the tokens of each sequence's reasoning and the context, token by token."""
+        return generate(
+            self._engine,
+            context,
+            logits,
+            sampling=sampling,
+            generators=generators,
+            stop_ids={self._planner.think_close, self._planner.answer_open, *self._manifest.end_token_ids},
+            banned_ids=self._manifest.suppressed_token_ids,
+            budget=plan.budget,
+        )
+
+
+def _with_images(plan: Plan, seen: Seen) -> tuple[Floats32, Placement | None]:
     """Returns (N, S, width): the prompt from the images on, padded on the left; and where their tokens stand."""
-    longest = max(len(image.features) for image in images)
+    longest = max(map(len, seen.features))
     count, width = plan.after_embeds.shape
-    embeds = np.zeros((len(images), longest + count, width), dtype=np.float32)
+    embeds = np.zeros((len(seen.features), longest + count, width), dtype=np.float32)
     embeds[:, longest:] = plan.after_embeds
-    for row, image in zip(embeds, images, strict=True):
-        row[longest - len(image.features) : longest] = image.features
-    shapes = [image.shape for image in images if image.shape is not None]
-    return embeds, place_images(shapes) if shapes else None
+    for row, features in zip(embeds, seen.features, strict=True):
+        row[longest - len(features) : longest] = features
+    return embeds, place_images(seen.shapes) if seen.shapes else None

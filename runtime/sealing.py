@@ -123,19 +123,23 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
-        if target.exists():
-            old = folder.with_suffix(".old")
-            target.rename(old)
-            try:
-                folder.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
+        _take_place(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_place(folder: Path, target: Path) -> None:
+    """Renames ``folder`` to ``target``; a failure or an interruption in between puts the old one back."""
+    old = folder.with_suffix(".old")
+    try:
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(target)
 
 
 def _link_or_copy(source: str, destination: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 from .errors import ArtifactError
@@ -43,6 +44,6 @@ def _finite_float(digits: str) -> float:
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ArtifactError(f"holds the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ArtifactError(f"holds the key {key[:80]!r} twice")
     return mapping

@@ -63,11 +63,14 @@ def _check_labels(labels: Sequence[str]) -> None:
             raise InputError(f"label {label!r} is empty or starts or ends with white space; give a plain word")
         if len(label) > MAX_LABEL_LENGTH:
             raise InputError(f"label {label[:20]!r}... has {len(label)} characters, at most {MAX_LABEL_LENGTH} may be")
-        bad = _FORBIDDEN.search(label)
-        if bad or any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") for char in label):
-            what = repr(bad.group()) if bad else "a control character"
+        # A tokenizer may turn full-width forms into plain ones.
+        plain = unicodedata.normalize("NFKC", label)
+        bad = _FORBIDDEN.search(label) or _FORBIDDEN.search(plain)
+        invisible = [char for char in label if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
+        if bad or invisible:
+            what = repr(bad.group()) if bad else f"a control character (U+{ord(invisible[0]):04X})"
             raise InputError(f"label {label!r} holds {what}: labels are words, never tags or control codes")
-        folded = unicodedata.normalize("NFKC", label).casefold()
+        folded = plain.casefold()
         if folded in seen:
             raise InputError(f"labels {seen[folded]!r} and {label!r} are the same label; remove one")
         seen[folded] = label

@@ -85,6 +85,7 @@ def test_data_files_are_inside(members: list[str]) -> None:
     wanted = [f"emocaliber/{layer}/py.typed" for layer in LAYERS]
     wanted += [f"emocaliber/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("recipes/*/*.toml")]
     wanted += [f"emocaliber/{path.relative_to(ROOT).as_posix()}" for path in BUNDLE.rglob("*") if path.is_file()]
+    wanted += [f"emocaliber/runtime/serve/page/{name}" for name in ("app.js", "icon.svg", "index.html", "style.css")]
     wanted += ["emocaliber/evaluate/report.css", "emocaliber/recipes/quickstart/recipe.toml"]
     assert sorted(set(wanted) - set(members)) == []
     assert [name for name in members if name.endswith(".dist-info/licenses/LICENSE")]

@@ -84,7 +84,8 @@ def tiny_family(name: str, *, tags: bool = True, seed: int = 0, layers: int = 3)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = config_class(
         vision_config={
-            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "depth": layers, "initializer_range": WIDE, **tower,
+            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "depth": layers,
+            "initializer_range": WIDE, **tower,
         },
         text_config={
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from .student_recipes import GroundRecipe, OnPolicyRecipe
 EpochRecipe = SupervisedRecipe | VisionRecipe | StudentRecipe | GroundRecipe
 """Table of a stage that goes over its samples in epochs."""
 
+_WITHOUT_BF16 = ("DEFAULT", "AVX2")
+"""Kinds of processors, as torch names them, whose matrix products in bf16 took some 300 times as long as in fp32."""
+
 
 def common_arguments(
     table: EpochRecipe | ReinforceRecipe | OnPolicyRecipe, recipe: Recipe, folder: Path
@@ -32,6 +36,8 @@ def common_arguments(
         folder: The stage's folder; checkpoints go below it.
     """
     on_cpu = not torch.cuda.is_available()
+    if on_cpu and table.precision == "bf16" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16:
+        sys.stderr.write("this processor has no bf16 arithmetic and imitates it, very slowly; say precision=fp32\n")
     return {
         "output_dir": str(folder / CHECKPOINTS),
         "learning_rate": table.learning_rate,

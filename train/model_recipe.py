@@ -24,6 +24,16 @@ def positive(record: object, *names: str) -> None:
             raise ConfigError(f"{name} is {value!r}, expected a number > 0")
 
 
+def whole_batches(name: str, batch: int, part: int | None) -> None:
+    """Refuses a batch that does not fall into whole parts of a size, where there is one.
+
+    Raises:
+        ConfigError: With both sizes.
+    """
+    if part is not None and (part < 1 or batch % part):
+        raise ConfigError(f"{name} is {batch}, not a multiple of its parts of {part}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerRecipe:
     """Shape of one transformer of a model built from scratch."""

@@ -9,7 +9,7 @@ from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.grammar import Mode
 from emocaliber.runtime.prompts import PromptTemplate
 
-from .model_recipe import ModelRecipe, Precision, TrainedStage, positive
+from .model_recipe import ModelRecipe, Precision, TrainedStage, positive, whole_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class SupervisedRecipe:
 
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
-        _whole_batches("batch_size", self.batch_size, self.micro_batch)
+        whole_batches("batch_size", self.batch_size, self.micro_batch)
         if not 0.0 <= self.direct_share <= 1.0:
             raise ConfigError(f"direct_share is {self.direct_share!r}, expected a number in [0, 1]")
 
@@ -236,9 +236,9 @@ class ReinforceRecipe:
         positive(self, "learning_rate", "steps", "prompts_per_step", "temperature", "max_new_tokens", "save_steps")
         if self.rollouts < 2:
             raise ConfigError(f"rollouts is {self.rollouts}, but a group needs at least 2 to compare")
-        _whole_batches("prompts_per_draw", self.prompts_per_draw or self.prompts_per_step, self.prompts_per_step)
+        whole_batches("prompts_per_draw", self.prompts_per_draw or self.prompts_per_step, self.prompts_per_step)
         at_once = 1 if self.method == "tokenized-brier" else self.rollouts
-        _whole_batches("responses of a step", self.prompts_per_step * at_once, self.micro_batch)
+        whole_batches("responses of a step", self.prompts_per_step * at_once, self.micro_batch)
 
     @property
     def steps_per_draw(self) -> int:
@@ -340,7 +340,7 @@ class StudentRecipe:
         positive(self, "learning_rate", "batch_size", "epochs", "save_steps")
         if self.augment.mixup:
             raise ConfigError(f"student.augment.mixup is {self.augment.mixup!r}; a response belongs to one image")
-        _whole_batches("batch_size", self.batch_size, self.micro_batch)
+        whole_batches("batch_size", self.batch_size, self.micro_batch)
         if self.prompt is not None and self.prompt.image_first:
             raise ConfigError(
                 "student.prompt.image_first is true, but a student reads its instruction before the image"
@@ -352,8 +352,3 @@ class StudentRecipe:
 def _check_endpoint(endpoint: str | None, model: str | None) -> None:
     if (endpoint is None) != (model is None):
         raise ConfigError("endpoint and model belong together: the server's URL and the model's name there")
-
-
-def _whole_batches(name: str, batch: int, part: int | None) -> None:
-    if part is not None and (part < 1 or batch % part):
-        raise ConfigError(f"{name} is {batch}, not a multiple of its parts of {part}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from emocaliber.runtime.errors import ConfigError
 
-from .model_recipe import Precision, positive
+from .model_recipe import Precision, positive, whole_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class OnPolicyRecipe:
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "steps", "batch_size", "images", "temperature", "save_steps")
         _shares(self, "beta", "direct_share")
-        _whole(self.batch_size, self.micro_batch)
+        whole_batches("batch_size", self.batch_size, self.micro_batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class GroundRecipe:
         for name in ("kl", "log_weight"):
             if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
-        _whole(self.batch_size, self.micro_batch)
+        whole_batches("batch_size", self.batch_size, self.micro_batch)
 
 
 def _shares(record: object, *names: str) -> None:
@@ -96,8 +96,3 @@ def _shares(record: object, *names: str) -> None:
         value = getattr(record, name)
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{name} is {value!r}, expected a number in [0, 1]")
-
-
-def _whole(batch: int, part: int | None) -> None:
-    if part is not None and (part < 1 or batch % part):
-        raise ConfigError(f"batch_size is {batch}, not a multiple of micro_batch {part}")

@@ -1,280 +1,211 @@
-"""``emocaliber batch``: predictions for a folder, a glob or a samples file, that survive an interruption."""
+"""``emocaliber batch``: predictions for folders, globs, tars or samples files, that survive an interruption."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import glob
-import io
+import hashlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
-from emocaliber.runtime.drift import UNUSUAL, Drift, window_p_value
-from emocaliber.runtime.errors import ArtifactError, InputError
-from emocaliber.runtime.files import atomic_write
-from emocaliber.runtime.images import IMAGE_SUFFIXES
+from emocaliber.runtime.drift import UNUSUAL, Floats, mean_p_value
+from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.model import EmotionModel
-from emocaliber.runtime.prediction import LINE_KEYS
-from emocaliber.runtime.samples import read_samples
 from emocaliber.runtime.taxonomy import Taxonomy
 
+from .collection import Collection, Plan
 from .console import write_text
 from .inference import (
     Question,
-    Unreadable,
     add_prediction_arguments,
     candidates_of,
-    json_line,
+    load_arguments,
     load_model,
-    predict_path,
+    positive,
     question_of,
 )
+from .inputs import Item, find_items
+from .pipeline import CHUNK, ChunkResult, default_readers, predict_chunks
+from .tables import SUFFIXES, check_suffix
 
-OUTPUT_SUFFIXES = (".jsonl", ".csv")
-_ERROR_COLUMNS = ("error_type", "error_message")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image to predict and what to ask about it."""
-
-    image: str
-    question: Question
+_LOG_INTERVAL_S = 30.0
+"""Between two states of the progress bar where standard error is no terminal."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``batch``."""
     parser.add_argument(
-        "input", metavar="INPUT", help="a folder (searched recursively), a glob, or a samples .jsonl file"
+        "input",
+        metavar="INPUT",
+        nargs="+",
+        help="a folder (searched recursively), a glob, a .tar (read in place), a samples .jsonl file, or an image",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", type=_output, help="where to write: .jsonl or .csv")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", type=_output, help=f"where to write: {' or '.join(SUFFIXES)}"
+    )
+    parser.add_argument(
+        "--shard-size", type=positive, metavar="N", help="write files FILE-00000-of-00012 and so on, of N images each"
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same command")
+    parser.add_argument(
+        "--readers", type=positive, metavar="N", help="threads that read and decode images (default: one a core)"
+    )
+    parser.add_argument(
+        "--ray", type=positive, metavar="N", help="share the images out among N processes of a Ray cluster"
+    )
     add_prediction_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes one line an image to the output file; returns 1 if any image could not be read.
+    """Writes one line an image to the output files; returns 1 if any image could not be read.
 
-    Lines are collected in ``FILE.partial``, which becomes ``FILE`` when the last one is there.
+    Lines are collected in ``FILE.partial``; a file is written when the last of its lines is there.
     """
-    out: Path = arguments.out
-    partial = out.with_name(out.name + ".partial")
-    if out.exists() and arguments.resume and not partial.exists():
-        write_text(f"emocaliber: {out} is already complete; nothing to do", sys.stderr)
-        return EXIT_OK
-    _refuse_existing(out, partial, resume=arguments.resume)
+    started = time.monotonic()
+    check_suffix(arguments.out)
     items = find_items(arguments.input, question_of(arguments))
+    plan = Plan(out=arguments.out, images=len(items), shard_size=arguments.shard_size, chunk=CHUNK)
+    if arguments.resume and plan.is_complete():
+        write_text(f"emocaliber: {plan.out} is already complete; nothing to do", sys.stderr)
+        return EXIT_OK
+    if not plan.partial.exists():
+        plan.refuse_existing()
+    elif not arguments.resume:
+        raise InputError(f"{plan.partial} holds an interrupted run; continue it with --resume, or delete it")
     with load_model(arguments) as model:
-        taxonomies = {question: candidates_of(model, question) for question in {item.question for item in items}}
-        done = _read_done(partial, _settings(model, items, taxonomies)) if arguments.resume else []
-        with _collected(partial) as stream:
-            failed, drifts = _predict(model, items, done, stream)
+        questions = dict.fromkeys(item.question for item in items)
+        taxonomies = {question: candidates_of(model, question) for question in questions}
+        settings = _settings(arguments, model, items, taxonomies)
+        collection = Collection(plan, [item.image for item in items], settings)
+        before = collection.done
+        with _kept(collection, plan):
+            drifts = collect(arguments, model, items, plan, collection)
         _warn_of_drift(model, drifts)
-    _finish(partial, out)
-    if failed:
-        write_text(
-            f"emocaliber: {failed} of {len(items)} images could not be read; see their lines in {out}", sys.stderr
-        )
-    return EXIT_ERROR if failed else EXIT_OK
-
-
-def find_items(source: str, question: Question) -> list[Item]:
-    """Returns what to predict, in a stable order.
-
-    A samples file brings the candidates of each image along, unless the question names some.
-
-    Args:
-        source: A folder, a glob, a samples file, or one image.
-        question: What the command line asks.
-
-    Raises:
-        InputError: If there is nothing to predict, or the samples file is broken.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(
-            str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-        )
-        if not found:
-            raise InputError(f"folder {source} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        return [Item(image, question) for image in found]
-    if path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson"):
-        return [Item(sample.image, _asked(question, sample.taxonomy, sample.labels)) for sample in read_samples(path)]
-    if path.is_file():
-        return [Item(source, question)]
-    # Not Path.glob: a pattern may be absolute.
-    found = sorted(name for name in glob.glob(source, recursive=True) if Path(name).is_file())  # noqa: PTH207
-    if not found:
-        raise InputError(f"{source!r} is no folder or file, and matches none")
-    return [Item(image, question) for image in found]
-
-
-def _asked(question: Question, taxonomy: str, labels: tuple[str, ...] | None) -> Question:
-    if question.taxonomy is not None or question.labels is not None:
-        return question
-    return question.about(None if labels is not None else taxonomy, labels)
-
-
-def _refuse_existing(out: Path, partial: Path, *, resume: bool) -> None:
-    if out.exists():
-        raise InputError(f"{out} exists; delete it or choose another --out")
-    if partial.exists() and not resume:
-        raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or delete it")
+    _summarise(plan, collection, len(items) - before, time.monotonic() - started)
+    return EXIT_ERROR if collection.failed else EXIT_OK
 
 
 def _settings(
-    model: EmotionModel, items: Sequence[Item], taxonomies: Mapping[Question, Taxonomy]
-) -> dict[str, list[dict[str, object]]]:
-    """Returns for every image what the lines of this run state; several for an image that is asked several times."""
-    table: dict[str, list[dict[str, object]]] = {}
+    arguments: argparse.Namespace, model: EmotionModel, items: Sequence[Item], taxonomies: Mapping[Question, Taxonomy]
+) -> dict[str, Any]:
+    """Returns all that the lines of a run depend on."""
+    numbers = {question: number for number, question in enumerate(taxonomies)}
+    images = hashlib.sha256()
     for item in items:
-        taxonomy = taxonomies[item.question]
-        stated = {
-            "taxonomy": taxonomy.name,
-            "labels": list(taxonomy.labels),
-            "mode": item.question.mode,
-            "coverage": item.question.coverage,
-            "bundle": [model.manifest.name, model.manifest.version, model.precision],
-        }
-        table.setdefault(item.image, []).append(stated)
-    return table
-
-
-def _read_done(partial: Path, settings: Mapping[str, list[dict[str, object]]]) -> list[dict[str, Any]]:
-    """Returns the lines of an interrupted run, and cuts a torn last one off the file.
-
-    Raises:
-        ArtifactError: If the file is damaged, or comes from a run with other images, another bundle or other options.
-    """
-    if not partial.exists():
-        return []
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = [
-        _done_line(text, settings, f"{partial}, line {number}") for number, text in enumerate(whole.splitlines(), 1)
-    ]
-    if len(whole) < len(content):
-        with partial.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return lines
-
-
-def _done_line(text: bytes, settings: Mapping[str, list[dict[str, object]]], where: str) -> dict[str, Any]:
-    try:
-        line = dict(json.loads(text))
-        stated = settings.get(line["image"], [])
-        if "error" in line and stated:
-            return line
-        found = {key: line.get(key) for key in ("taxonomy", "mode", "coverage")}
-        found["labels"] = list(line.get("distribution", ()))
-        found["bundle"] = [line.get("bundle", {}).get(key) for key in ("name", "version", "precision")]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{where} is damaged ({error!r}); delete the file to start over") from error
-    if not stated:
-        raise ArtifactError(f"{where} is of no image of the input; delete the file to start over")
-    if found not in stated:
-        key = next(key for key in stated[0] if found[key] != stated[0][key])
-        raise ArtifactError(
-            f"{where} was made with {key} {found[key]!r}, not {stated[0][key]!r}; "
-            "give the same options, or delete the file to start over"
-        )
-    return line
+        place = None if item.member is None else [item.member.offset, item.member.size_bytes]
+        images.update(json.dumps([item.image, numbers[item.question], place]).encode() + b"\n")
+    files = {name: record.sha256 for name, record in model.manifest.files.items()}
+    bundle = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    asked = question_of(arguments).arguments()
+    return {
+        "images": f"{len(items)}, sha256 {images.hexdigest()}",
+        "taxonomy": ", ".join(dict.fromkeys(taxonomy.name for taxonomy in taxonomies.values())),
+        "labels": [list(taxonomy.labels) for taxonomy in taxonomies.values()],
+        **{name: value for name, value in asked.items() if name not in ("taxonomy", "labels")},
+        **{name: getattr(arguments, name) for name in ("engine", "shard_size")},
+        "bundle": f"{model.manifest.name} {model.manifest.version}, sha256 {bundle}",
+        "precision": model.precision,
+        "out": arguments.out.suffix.lower(),
+    }
 
 
 @contextmanager
-def _collected(partial: Path) -> Iterator[TextIO]:
-    """Yields the stream of collected lines; when the block fails, says how to go on, and leaves no empty file."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
+def _kept(collection: Collection, plan: Plan) -> Iterator[None]:
+    """Closes the collection; when the block fails, says how to go on."""
     try:
-        with partial.open("a", encoding="ascii", newline="\n") as stream:
-            yield stream
+        yield
     except BaseException:
-        kept = partial.exists() and partial.stat().st_size > 0
-        if not kept:
-            partial.unlink(missing_ok=True)
-        else:
-            write_text(f"emocaliber: stopped; what is done is kept in {partial}, go on with --resume", sys.stderr)
+        if collection.close():
+            write_text(f"emocaliber: stopped; what is done is kept in {plan.partial}, go on with --resume", sys.stderr)
         raise
+    collection.close()
 
 
-def _predict(
-    model: EmotionModel, items: Sequence[Item], done: Sequence[dict[str, Any]], stream: TextIO
-) -> tuple[int, dict[Question, list[Drift]]]:
-    """Appends a line for every image that has none yet; returns the number of all error lines, and what drifted."""
-    drifts: dict[Question, list[Drift]] = {}
-    failed = sum("error" in line for line in done)
-    waiting = Counter(line["image"] for line in done)
-    # disable=None: no bar where standard error is a file.
-    with tqdm(total=len(items), initial=len(done), unit="image", file=sys.stderr, disable=None) as progress:
-        for item in items:
-            if waiting[item.image] > 0:
-                waiting[item.image] -= 1
-                continue
-            result = predict_path(model, item.image, item.question)
-            stream.write(json_line(result) + "\n")
-            stream.flush()
-            if isinstance(result, Unreadable):
-                failed += 1
-            elif result.drift is not None:
-                drifts.setdefault(item.question, []).append(result.drift)
-            progress.update()
-    return failed, drifts
+def collect(
+    arguments: argparse.Namespace, model: EmotionModel, items: Sequence[Item], plan: Plan, collection: Collection
+) -> dict[Question, tuple[int, Floats]]:
+    """Adds the results of all images that have none; returns number and summed coordinates of the drifts, by question.
+
+    What an interrupted run saw of drift is not recorded.
+    """
+    spans = list(plan.chunks(collection.done))
+    drifts: dict[Question, tuple[int, Floats]] = {}
+    if not spans:
+        return drifts
+    interval_s = 0.1 if sys.stderr.isatty() else _LOG_INTERVAL_S
+    with (
+        tqdm(
+            total=len(items), initial=collection.done, unit="image", file=sys.stderr, mininterval=interval_s
+        ) as progress,
+        closing(_predicted(arguments, model, [[items[i] for i in span] for span in spans])) as results,
+    ):
+        for span, result in zip(spans, results, strict=True):
+            collection.add(result.lines, result.failed)
+            for i, drift in zip(span, result.drifts, strict=True):
+                if drift is not None:
+                    count, total = drifts.get(items[i].question, (0, np.zeros(len(drift.coordinates))))
+                    drifts[items[i].question] = (count + 1, total + np.array(drift.coordinates))
+            progress.set_postfix(unreadable=collection.failed, refresh=False)
+            progress.update(len(span))
+    return drifts
 
 
-def _warn_of_drift(model: EmotionModel, drifts: Mapping[Question, list[Drift]]) -> None:
+def _predicted(
+    arguments: argparse.Namespace, model: EmotionModel, chunks: Sequence[Sequence[Item]]
+) -> Generator[ChunkResult, None, None]:
+    if arguments.ray is None:
+        yield from predict_chunks(model, chunks, readers=arguments.readers or default_readers())
+        return
+    from .workers import predict_by_workers
+
+    yield from predict_by_workers(
+        load_arguments(arguments),
+        chunks,
+        workers=arguments.ray,
+        threads=arguments.threads or 1,
+        readers=arguments.readers,
+    )
+
+
+def _warn_of_drift(model: EmotionModel, drifts: Mapping[Question, tuple[int, Floats]]) -> None:
     """Says on standard error where the images of this run, together, are not like the calibration images."""
-    for question, placed in drifts.items():
+    for question, (count, total) in drifts.items():
         guard = model.drift_guard(taxonomy=question.taxonomy, labels=question.labels, mode=question.mode)
-        p_value = window_p_value(placed, guard.reference)
+        p_value = mean_p_value(total / count, count, guard.reference)
         if p_value <= UNUSUAL:
             write_text(
-                f"emocaliber: the {len(placed)} images do not look like those the probabilities were calibrated on "
+                f"emocaliber: the {count} images do not look like those the probabilities were calibrated on "
                 f"(p = {p_value:.2g})",
                 sys.stderr,
             )
 
 
-def _finish(partial: Path, out: Path) -> None:
-    if out.suffix.lower() == ".jsonl":
-        partial.replace(out)
-        return
-    rows = [json.loads(line) for line in partial.read_text(encoding="ascii").splitlines()]
-    # A file name that is no text has lone surrogates, which UTF-8 cannot carry.
-    atomic_write(out, _csv(rows).encode("utf-8", errors="backslashreplace"))
-    partial.unlink()
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the lines as a table: nested values as JSON, nothing for null, errors in two columns of their own."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*LINE_KEYS, *_ERROR_COLUMNS))
-    for row in rows:
-        error = row.get("error", {})
-        cells = [_cell(row.get(key)) for key in LINE_KEYS]
-        writer.writerow((*cells, error.get("type", ""), error.get("message", "")))
-    return text.getvalue()
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
+def _summarise(plan: Plan, collection: Collection, predicted: int, seconds: float) -> None:
+    names = f"{plan.out}" if plan.file_count == 1 else f"{plan.file_count} files, {plan.path(0)} and on"
+    write_text(
+        f"emocaliber: {plan.images} images in {names} ({predicted} now, in {seconds:.1f} s: "
+        f"{predicted / seconds:.1f} images/s)",
+        sys.stderr,
+    )
+    if collection.failed:
+        write_text(
+            f"emocaliber: {collection.failed} of {plan.images} images could not be read; their lines say why",
+            sys.stderr,
+        )
 
 
 def _output(text: str) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} is of no supported kind; name it {' or '.join(OUTPUT_SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} is of no supported kind; name it {' or '.join(SUFFIXES)}")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder")
     return path

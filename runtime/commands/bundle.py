@@ -1,4 +1,4 @@
-"""``emocaliber bundle``: look into a bundle, check its files against their hashes, fit its calibrators anew."""
+"""``emocaliber bundle``: look into a bundle, check its files against their hashes, fit its calibrators, publish it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from emocaliber.runtime.calibration import Calibrator
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK, Command, load_command
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.grammar import MODES
+from emocaliber.runtime.hub import push
 from emocaliber.runtime.records import to_mapping
 
 from . import drift
@@ -31,9 +32,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=help_text)
         action.add_argument(
-            "bundle", nargs="?", metavar="B", help="a bundle folder or .tar (default: the embedded one)"
+            "bundle",
+            nargs="?",
+            metavar="B",
+            help="a bundle folder, .tar or hf://owner/name (default: the embedded one)",
         )
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    push = actions.add_parser("push", help="put a bundle on the Hugging Face hub, with its model card")
+    push.add_argument("bundle", metavar="B", help="a bundle folder or .tar")
+    push.add_argument("repository", metavar="OWNER/NAME", help="where; made if it does not exist")
+    push.add_argument("--public", action="store_true", help="a repository that has to be made is open to everybody")
     drift.configure(actions.add_parser("drift", help="whether images look like those of the calibration"))
     _configure_fit(actions.add_parser("fit-calibrator", help=FIT.help, description=f"{FIT.help.capitalize()}."))
 
@@ -68,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         return status
     if arguments.action == "drift":
         return drift.run(arguments)
+    if arguments.action == "push":
+        return _push(arguments)
     if arguments.action == "verify":
         return _verify(arguments.bundle, as_json=arguments.json)
     with Bundle.open(arguments.bundle, verify=False) as bundle:
@@ -103,10 +113,18 @@ def _verify(path: str | None, *, as_json: bool) -> int:
     return EXIT_OK
 
 
+def _push(arguments: argparse.Namespace) -> int:
+    with Bundle.open(arguments.bundle) as bundle:
+        address = push(bundle, arguments.repository, public=arguments.public)
+    write_text(str(address))
+    return EXIT_OK
+
+
 def _summary(bundle: Bundle) -> dict[str, Any]:
     """Returns the manifest, and of each calibrator what says where it holds."""
     return {
         "folder": str(bundle.folder),
+        "source": bundle.source,
         "manifest": to_mapping(bundle.manifest),
         "calibrators": [_scope(calibrator) for calibrator in bundle.calibrators],
     }
@@ -131,13 +149,12 @@ def _description(bundle: Bundle) -> str:
     manifest = bundle.manifest
     lines = [
         f"{manifest.name} {manifest.version} ({manifest.family}, licence {manifest.license})",
-        f"  {bundle.folder}",
+        f"  {bundle.source or bundle.folder}",
     ]
     lines.append("precisions:")
-    for name, graphs in manifest.precisions.items():
-        size_bytes = sum(manifest.files[file].size_bytes for file in dict.fromkeys(graphs.names()))
+    for name in manifest.precisions:
         default = ", the default" if name == manifest.default_precision else ""
-        lines.append(f"  {name}: {size_bytes / 1e6:.1f} MB{default}")
+        lines.append(f"  {name}: {manifest.graph_bytes(name) / 1e6:.1f} MB{default}")
     lines.append("taxonomies:")
     for name, labels in manifest.taxonomies.items():
         default = " (default)" if name == manifest.default_taxonomy else ""

@@ -8,16 +8,14 @@ import json
 import os
 import platform
 import re
-import time
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK
 from emocaliber.runtime.errors import EmoCaliberError
+from emocaliber.runtime.manifest import Manifest
 
 from .console import write_text
 
@@ -99,7 +97,7 @@ def _package_faults(packages: dict[str, str | None]) -> list[dict[str, str]]:
 
 def _providers(faults: list[dict[str, str]]) -> list[str]:
     try:
-        import onnxruntime
+        from emocaliber.runtime.onnx_runtime import onnxruntime
 
         return [str(name) for name in onnxruntime.get_available_providers()]
     except (ImportError, AttributeError, OSError) as error:
@@ -123,37 +121,48 @@ def _memory_gib() -> float | None:
 
 
 def _examine_bundle(path: str | None, faults: list[dict[str, str]], *, runs: bool) -> dict[str, Any]:
-    """Returns whether the bundle opens, matches its hashes and, where the engine ``runs``, predicts a grey image."""
+    """Returns whether the bundle opens and matches its hashes and, where ONNX Runtime ``runs``, what engines do."""
     shown = path or "embedded"
-    first_prediction_ms = None
+    fix = f"pip install --force-reinstall {PACKAGE}, or give --bundle"
     try:
         with Bundle.open(path) as bundle:
             manifest = bundle.manifest
-        if runs:
-            first_prediction_ms = _first_prediction_ms(path)
     except (EmoCaliberError, ImportError) as error:
-        faults.append(
-            _fault(f"bundle ({shown}): {error}", f"pip install --force-reinstall {PACKAGE}, or give --bundle")
-        )
+        faults.append(_fault(f"bundle ({shown}): {error}", fix))
         return {"path": shown, "ok": False, "error": str(error)}
+    engines = _try_engines(path) if runs else {}
+    if runs and not engines["cpu"]["ok"]:
+        faults.append(_fault(f"bundle ({shown}): {engines['cpu']['error']}", fix))
+    working = {name: tried for name, tried in engines.items() if tried["ok"]}
     return {
         "path": shown,
-        "ok": True,
+        "ok": bool(working) or not runs,
         "name": manifest.name,
         "version": manifest.version,
-        "first_prediction_ms": first_prediction_ms,
+        "predicted_peak_mib": _predicted_peak_mib(manifest, faults) if runs else None,
+        "engines": engines,
+        "fastest": min(working, key=lambda name: float(working[name]["ms"]), default=None),
     }
 
 
-def _first_prediction_ms(path: str | None) -> float:
-    """Returns the milliseconds from nothing loaded to a prediction for a grey image, on the processor."""
+def _try_engines(path: str | None) -> dict[str, dict[str, Any]]:
+    """Returns what each engine that this ONNX Runtime was built with does, the processor first."""
     # Imported here: without a working onnxruntime this command must still come up and say so.
-    from emocaliber.runtime.model import EmotionModel
+    from emocaliber.runtime.engine import available_engines
 
-    started = time.perf_counter()
-    with EmotionModel.load(path, engine="cpu") as model:
-        model.predict(np.full((64, 64, 3), 128, np.uint8))
-    return round((time.perf_counter() - started) * 1000.0, 1)
+    from .trial import try_engine
+
+    return {name: try_engine(path, name) for name in available_engines()}
+
+
+def _predicted_peak_mib(manifest: Manifest, faults: list[dict[str, str]]) -> float:
+    from .trial import predicted_peak_mib
+
+    predicted_mib, memory_gib = predicted_peak_mib(manifest, manifest.default_precision), _memory_gib()
+    if memory_gib is not None and predicted_mib > memory_gib * 1024:
+        what = f"bundle {manifest.name} needs about {predicted_mib:.0f} MiB, this machine has {memory_gib} GiB"
+        faults.append(_fault(what, "choose a smaller bundle, or a smaller precision of it"))
+    return predicted_mib
 
 
 def _extras() -> dict[str, dict[str, Any]]:
@@ -202,7 +211,7 @@ def _text(findings: dict[str, Any]) -> str:
         "packages   " + ", ".join(f"{name} {version}" for name, version in findings["packages"].items() if version),
         f"providers  {', '.join(findings['providers']) or 'none'}",
         f"TensorRT   {findings['tensorrt'] or 'not installed'}",
-        f"bundle     {_bundle_text(findings['bundle'])}",
+        *_bundle_lines(findings["bundle"]),
     ]
     lines += [f"extra      {name}: {_extra_text(extra)}" for name, extra in findings["extras"].items()]
     lines.append("")
@@ -211,12 +220,26 @@ def _text(findings: dict[str, Any]) -> str:
     return "\n".join([*lines, "the runtime works" if findings["ok"] else "the runtime does not work as it is"])
 
 
-def _bundle_text(bundle: dict[str, Any]) -> str:
+def _bundle_lines(bundle: dict[str, Any]) -> list[str]:
     if not bundle["ok"]:
-        return f"{bundle['path']}: not usable"
-    name = f"{bundle['name']} {bundle['version']} ({bundle['path']})"
-    first_ms = bundle["first_prediction_ms"]
-    return f"{name}, verified" + ("" if first_ms is None else f", first prediction after {first_ms:.0f} ms")
+        return [f"bundle     {bundle['path']}: not usable"]
+    lines = [f"bundle     {bundle['name']} {bundle['version']} ({bundle['path']}), verified"]
+    if bundle["predicted_peak_mib"] is not None:
+        lines.append(
+            f"memory     about {bundle['predicted_peak_mib']:.0f} MiB on the processor (predicted), "
+            "and 10 bytes a pixel of the image"
+        )
+    for name, tried in bundle["engines"].items():
+        fastest = ", the fastest that works" if name == bundle["fastest"] else ""
+        lines.append(f"engine     {name}: {_tried_text(tried)}{fastest}")
+    return lines
+
+
+def _tried_text(tried: dict[str, Any]) -> str:
+    if not tried["ok"]:
+        return f"does not work: {tried['error']}"
+    peak = "" if tried["peak_mib"] is None else f", peak {tried['peak_mib']:.0f} MiB"
+    return f"first prediction after {tried['first_ms']:.0f} ms, then {tried['ms']:.1f} ms each{peak}"
 
 
 def _extra_text(extra: dict[str, Any]) -> str:

@@ -17,9 +17,9 @@ from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.samples import read_samples
 
-from .batch import find_items
 from .console import write_text
 from .inference import Question
+from .inputs import Item, find_items
 
 WINDOWS = 1000
 """Random windows by which the rate of alarms is measured."""
@@ -28,7 +28,7 @@ WINDOWS = 1000
 def configure(action: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``bundle drift``."""
     action.add_argument("bundle", metavar="B", help="a bundle folder or .tar, or 'default' for the embedded one")
-    action.add_argument("input", metavar="INPUT", help="a folder of images, a glob, or a samples .jsonl file")
+    action.add_argument("input", metavar="INPUT", help="a folder of images, a glob, a .tar, or a samples .jsonl file")
     action.add_argument("--split", help="only samples of this split")
     action.add_argument(
         "--taxonomy", metavar="T", help="whose calibration images to compare with (default: the bundle's)"
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         reference = model.drift_guard(taxonomy=arguments.taxonomy).reference
         drifts: list[Drift] = []
         with tqdm(total=len(images), unit="image", file=sys.stderr, leave=False, disable=None) as progress:
-            for image in images:
-                drift = model.predict(image, taxonomy=arguments.taxonomy).drift
+            for item in images:
+                drift = model.predict(item.source(), taxonomy=arguments.taxonomy).drift
                 assert drift is not None
                 drifts.append(drift)
                 progress.update()
@@ -90,14 +90,15 @@ def measure(drifts: list[Drift], reference: DriftReference, window: int, seed: i
     }
 
 
-def _images(source: str, split: str | None) -> list[str]:
+def _images(source: str, split: str | None) -> list[Item]:
+    question = Question(taxonomy=None, labels=None, mode="direct", coverage=0.9, samples=1, seed=0)
     if split is None:
-        question = Question(taxonomy=None, labels=None, mode="direct", coverage=0.9, samples=1, seed=0)
-        return list(dict.fromkeys(item.image for item in find_items(source, question)))
-    found = list(dict.fromkeys(sample.image for sample in read_samples(Path(source), split)))
-    if not found:
-        raise InputError(f"no sample of {source} is of split {split!r}")
-    return found
+        items = find_items([source], question)
+    else:
+        items = [Item(image=sample.image, question=question) for sample in read_samples(Path(source), split)]
+        if not items:
+            raise InputError(f"no sample of {source} is of split {split!r}")
+    return list({item.image: item for item in items}.values())
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import EmoCaliberError, InputError, ResponseError
-from emocaliber.runtime.grammar import MODES, Mode
+from emocaliber.runtime.grammar import ASKED_MODES, MODES, Mode
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.prediction import Prediction
@@ -39,14 +39,21 @@ class Question:
     """Number of sampled reasonings whose distributions are averaged (reason mode)."""
     seed: int
     """Seed of the sampling."""
+    max_set_size: int | None = None
+    """Reason too, where the prediction set of direct mode has more labels than this; None answers in `mode` alone."""
 
     def __post_init__(self) -> None:
-        if self.mode == "direct" and self.samples > 1:
+        if self.mode == "direct" and self.samples > 1 and self.max_set_size is None:
             raise InputError(f"direct mode draws no reasonings, so --samples {self.samples} needs --mode reason")
 
     def about(self, taxonomy: str | None, labels: tuple[str, ...] | None) -> Question:
         """Returns the same question over other candidates."""
         return dataclasses.replace(self, taxonomy=taxonomy, labels=labels)
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `EmotionModel.predict`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields if self.max_set_size is None else {**fields, "mode": "auto"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,33 +70,61 @@ class Unreadable:
         return {"image": self.image, "error": {"type": type(self.error).__name__, "message": str(self.error)}}
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model is asked, and what."""
-    parser.add_argument("--bundle", metavar="B", help="a bundle folder or .tar (default: the embedded bundle)")
+def add_prediction_arguments(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """Adds the options that say which model is asked, and what.
+
+    Args:
+        parser: Takes the options.
+        auto: Whether auto mode may be asked for, where each image is answered in the mode it needs.
+    """
+    parser.add_argument(
+        "--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)"
+    )
     candidates = parser.add_mutually_exclusive_group()
     candidates.add_argument("--taxonomy", metavar="T", help="name of the label set (default: the bundle's own)")
     candidates.add_argument("--labels", metavar="A,B,C", type=_labels, help="your own labels, separated by commas")
     parser.add_argument(
-        "--mode", choices=MODES, default="direct", help="answer at once, or reason first (default: direct)"
+        "--mode",
+        choices=ASKED_MODES if auto else MODES,
+        default="direct",
+        help="answer at once, or reason first"
+        + (", or only where the prediction set is large" if auto else "")
+        + " (default: direct)",
     )
+    parser.set_defaults(max_set_size=None)
+    if auto:
+        parser.add_argument(
+            "--max-set-size",
+            metavar="N",
+            type=positive,
+            help="auto mode: reason where the prediction set has more labels than this (default: 1)",
+        )
     parser.add_argument(
         "--coverage", type=_coverage, default=0.9, help="coverage of the prediction set, between 0 and 1 (default: 0.9)"
     )
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
     parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")
     parser.add_argument(
-        "--samples", type=_positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
+        "--samples", type=positive, default=1, help="reason mode: average over this many reasonings (default: 1)"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampled reasonings (default: 0)")
-    parser.add_argument("--threads", type=_positive, help="processor threads (default: the engine decides)")
+    parser.add_argument("--threads", type=positive, help="processor threads (default: the engine decides)")
 
 
 def question_of(arguments: argparse.Namespace) -> Question:
-    """Returns the question the command line asks."""
+    """Returns the question the command line asks.
+
+    Raises:
+        InputError: If options contradict one another.
+    """
+    auto = arguments.mode == "auto"
+    if arguments.max_set_size is not None and not auto:
+        raise InputError(f"--max-set-size {arguments.max_set_size} goes with --mode auto, not {arguments.mode}")
     return Question(
         taxonomy=arguments.taxonomy,
         labels=arguments.labels,
-        mode=arguments.mode,
+        mode="direct" if auto else arguments.mode,
+        max_set_size=(arguments.max_set_size or 1) if auto else None,
         coverage=arguments.coverage,
         samples=arguments.samples,
         seed=arguments.seed,
@@ -102,9 +137,12 @@ def load_model(arguments: argparse.Namespace) -> EmotionModel:
     Raises:
         EmoCaliberError: If the bundle, precision or engine cannot be used.
     """
-    return EmotionModel.load(
-        arguments.bundle, precision=arguments.precision, engine=arguments.engine, threads=arguments.threads
-    )
+    return EmotionModel.load(**load_arguments(arguments))
+
+
+def load_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the command line says of the model, as arguments of `EmotionModel.load`."""
+    return {name: getattr(arguments, name) for name in ("bundle", "precision", "engine", "threads")}
 
 
 def candidates_of(model: EmotionModel, question: Question) -> Taxonomy:
@@ -130,9 +168,8 @@ def predict_path(model: EmotionModel, path: str, question: Question) -> Predicti
     except InputError as error:
         return Unreadable(image=path, error=error)
     decode_ms = (time.perf_counter() - started) * 1000.0
-    fields = {field.name: getattr(question, field.name) for field in dataclasses.fields(question)}
     try:
-        prediction = model.predict(rgb, **fields)
+        prediction = model.predict(rgb, **question.arguments())
     except ResponseError as error:
         return Unreadable(image=path, error=error)
     timing = prediction.timing_ms
@@ -156,7 +193,12 @@ def _coverage(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Returns a number of the command line that has to be a positive integer.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")

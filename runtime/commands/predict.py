@@ -23,20 +23,27 @@ from .inference import (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``predict``."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    add_prediction_arguments(parser)
+    add_prediction_arguments(parser, auto=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes one prediction an image; returns 1 if any image could not be read, after all others were predicted."""
+    """Writes one prediction an image; returns 1 if any image could not be read, after all others were predicted.
+
+    What the calibrator does not cover is said once, on standard error.
+    """
     question = question_of(arguments)
     status = EXIT_OK
+    told: set[str | None] = {None}
     with load_model(arguments) as model:
         candidates_of(model, question)
         for path in arguments.images:
             result = predict_path(model, path, question)
             if isinstance(result, Unreadable):
                 status = EXIT_ERROR
+            elif result.out_of_scope not in told:
+                told.add(result.out_of_scope)
+                write_text(f"emocaliber: outside the calibration: {result.out_of_scope}", sys.stderr)
             if arguments.json:
                 write_text(json_line(result))
             else:

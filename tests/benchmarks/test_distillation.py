@@ -23,10 +23,11 @@ def distillation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_losses_by_hand(distillation: ModuleType) -> None:
     truth = Truth(labels=np.array([0, 1]), posterior=None, votes=np.array([[0.75, 0.25], [0.0, 1.0]]))
-    scores = distillation._scores(np.array([[0.5, 0.5], [0.9, 0.1]]), truth)
+    scores = distillation._scores(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([1.0, 0.2]), truth)
     assert scores.correct.tolist() == [1, 0]
     assert scores.kl == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5), math.log(10)])
     assert scores.brier == pytest.approx([0.25, 0.81])  # half sure; 0.9 for a label that nobody chose
+    assert scores.stated == pytest.approx([0.25, 0.04])  # of three in four; of nobody
     assert scores.ece == pytest.approx((0.25 + 0.9) / 2)
 
 

@@ -134,7 +134,7 @@ def test_without_ray_several_workers_are_refused(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     table = dataclasses.replace(TABLE, workers=2)
-    with pytest.raises(DependencyError, match=r"workers is 2, which needs Ray .* pip install 'emocaliber\[ray\]'"):
+    with pytest.raises(DependencyError, match=r"collect.workers=2 needs Ray .* pip install 'emocaliber\[ray\]'"):
         collected(teacher, scenes, tmp_path, table)
 
 

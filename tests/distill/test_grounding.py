@@ -206,7 +206,7 @@ def test_what_cannot_be_grounded_is_named(student: Path, ours: Any, scenes: list
         ({"temperature": 0.0}, "temperature is 0.0, expected a number > 0"),
         ({"direct_share": 1.5}, r"direct_share is 1.5, expected a number in \[0, 1\]"),
         ({"kl": -1.0}, "kl is -1.0, expected a number >= 0"),
-        ({"micro_batch": 3}, "batch_size is 8, not a multiple of micro_batch 3"),
+        ({"micro_batch": 3}, "batch_size is 8, not a multiple of its parts of 3"),
     ],
 )
 def test_faulty_settings(fault: dict[str, Any], message: str) -> None:

@@ -222,7 +222,7 @@ def test_a_missing_image_is_named(student: Any, teacher: Any, scenes: list[Sampl
     [
         ({"steps": 0}, "steps is 0, expected a number > 0"),
         ({"beta": 2.0}, r"beta is 2.0, expected a number in \[0, 1\]"),
-        ({"micro_batch": 4}, "batch_size is 6, not a multiple of micro_batch 4"),
+        ({"micro_batch": 4}, "batch_size is 6, not a multiple of its parts of 4"),
     ],
 )
 def test_faulty_settings(fault: dict[str, Any], message: str) -> None:

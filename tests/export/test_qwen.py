@@ -29,10 +29,11 @@ TEMPLATE = PromptTemplate(reason="Feel? [{labels}] Think.", direct="Feel? [{labe
 SPEC = BundleSpec(
     name="tiny-qwen", version="1", license="MIT", taxonomies=("emotion6-7",), template=TEMPLATE, max_new_tokens=12
 )
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_vl", "qwen2_5_vl")]
+SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
+EXPORTED = [pytest.param(name, marks=SLOW) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")]
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", *SLOW])
+@pytest.fixture(scope="module", params=EXPORTED)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     """Returns model, processor and bundle, most of whose weights stand beside the graphs."""
     model, processor = tiny_family(request.param, layers=2)
@@ -161,6 +162,9 @@ def test_weights_beside_the_graphs_are_part_of_the_bundle(exported: tuple[Any, A
     assert "decoder_model_merged.onnx_data" in beside
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     assert set(beside) <= set(manifest["files"])
+    with Bundle.open(bundle) as opened:
+        graphs = [path for path in bundle.glob("*.onnx*") if "_int8" not in path.name]
+        assert opened.manifest.graph_bytes("fp32") == sum(path.stat().st_size for path in graphs)
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in bundle.iterdir():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from emocaliber.runtime.cli import main
-from emocaliber.runtime.commands import batch
+from emocaliber.runtime.commands import batch, pipeline
 
 NAMES = ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.bmp"]
 
@@ -108,19 +108,20 @@ def test_a_named_taxonomy_overrides_the_samples(tiny_bundle: Path, samples: Path
 
 
 class Interruption:
-    """Stops the run like Ctrl-C before the image number ``at``; counts the images that were predicted."""
+    """Makes chunks of one image, and stops the run like Ctrl-C before chunk number ``at``; notes what was predicted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> None:
         self.predicted: list[str] = []
-        original = batch.predict_path
+        original = pipeline._predict_chunk
 
-        def predict_path(model: Any, path: str, question: Any) -> Any:
+        def predict_chunk(model: Any, chunk: Any, images: Any) -> Any:
             if len(self.predicted) == at:
                 raise KeyboardInterrupt
-            self.predicted.append(path)
-            return original(model, path, question)
+            self.predicted += [item.image for item in chunk]
+            return original(model, chunk, images)
 
-        monkeypatch.setattr(batch, "predict_path", predict_path)
+        monkeypatch.setattr(batch, "CHUNK", 1)
+        monkeypatch.setattr(pipeline, "_predict_chunk", predict_chunk)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -134,7 +135,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         Interruption(patch, at=2)
         assert run(tiny_bundle, folder, out) == 130
     assert not out.exists()
-    assert len(partial_of(out).read_bytes().splitlines()) == 2
+    assert len(partial_of(out).read_bytes().splitlines()) == 1 + 2
     with partial_of(out).open("a") as stream:
         stream.write('{"image": "torn li')
     with monkeypatch.context() as patch:
@@ -160,7 +161,10 @@ def test_an_image_named_twice_is_resumed_once(
     with monkeypatch.context() as patch:
         Interruption(patch, at=1)
         assert run(tiny_bundle, samples, out) == 130
-    assert run(tiny_bundle, samples, out, "--resume") == 0
+    with monkeypatch.context() as patch:
+        second = Interruption(patch)
+        assert run(tiny_bundle, samples, out, "--resume") == 0
+    assert [Path(path).name for path in second.predicted] == ["b.JPG", "a.png"]
     assert [line["taxonomy"] for line in read(out)] == ["emotion6-7", "custom", "sentiment-2"]
 
 
@@ -196,32 +200,47 @@ def test_existing_files_are_never_overwritten(
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("content", "message"),
     [
-        ("{torn in the middle", "line 1 is damaged"),
-        ("[1, 2]", "line 1 is damaged"),
-        ('{"label": "joy"}', "line 1 is damaged"),
-        ('{"image": "elsewhere.png", "error": {}}', "of no image of the input"),
+        ("", "line 1 is damaged"),
+        ("[1, 2]\n", "line 1 is damaged"),
+        ('{"settings": {}, "done": 0}\n', "line 1 is damaged"),
+        ('{"settings": {}, "done": 0, "failed": 0}\n', "made with other settings"),
+        ("HEAD" + "{torn in the middle\n", "line 2 is damaged"),
+        ("HEAD" + '{"label": "joy"}\n', "line 2 is damaged"),
+        ("HEAD" + '{"image": "elsewhere.png", "error": {}}\n', "line 2 is of 'elsewhere.png', not of "),
     ],
 )
 def test_damaged_partial_file_is_refused_and_kept(
-    tiny_bundle: Path, folder: Path, tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path,
+    folder: Path,
+    tmp_path: Path,
+    content: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out.jsonl"
-    partial_of(out).write_text(line + "\n")
+    with monkeypatch.context() as patch:
+        Interruption(patch, at=1)
+        assert run(tiny_bundle, folder, out) == 130
+    head = partial_of(out).read_text().splitlines(keepends=True)[0]
+    partial_of(out).write_text(content.replace("HEAD", head))
     assert run(tiny_bundle, folder, out, "--resume") == 1
     assert message in capsys.readouterr().err
-    assert partial_of(out).read_text() == line + "\n"
+    assert partial_of(out).read_text() == content.replace("HEAD", head)
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mode", "reason"], "made with mode 'direct', not 'reason'"),
-        (["--coverage", "0.8"], "made with coverage 0.9, not 0.8"),
-        (["--taxonomy", "sentiment-2"], "made with taxonomy 'emotion6-7', not 'sentiment-2'"),
-        (["--precision", "fp32"], "'int8'], not ['tiny-random', '0.0.1', 'fp32']"),
+        (["--mode", "reason"], "(mode was 'direct', now 'reason')"),
+        (["--coverage", "0.8"], "(coverage was 0.9, now 0.8)"),
+        (["--taxonomy", "sentiment-2"], "taxonomy was 'emotion6-7', now 'sentiment-2')"),
+        (["--precision", "fp32"], "(precision was 'int8', now 'fp32')"),
+        (["--seed", "3"], "(seed was 0, now 3)"),
+        (["--shard-size", "2"], "(shard_size was None, now 2)"),
     ],
 )
 def test_resume_with_other_options_is_refused(

@@ -81,7 +81,7 @@ def test_the_embedded_bundle_is_the_default(monkeypatch: pytest.MonkeyPatch, tin
 
 def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an address"):
-        Bundle.open("hf://owner/name")
+        Bundle.open("https://host/owner/name")
     with pytest.raises(ArtifactError, match="does not exist"):
         Bundle.open(tmp_path / "none")
     with pytest.raises(ArtifactError, match="is no bundle"):

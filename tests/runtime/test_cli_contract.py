@@ -204,7 +204,9 @@ def test_named_engine_that_is_not_there_is_an_error(predict: Predict, photo: str
         ["bundle"],
         ["bundle", "paint"],
         ["batch", "folder"],
-        ["batch", "folder", "--out", "a.parquet"],
+        ["batch", "folder", "--out", "a.xlsx"],
+        ["batch", "folder", "--out", "a.jsonl", "--shard-size", "0"],
+        ["batch", "--out", "a.jsonl"],
         ["batch", "folder", "--out", "a"],
     ],
 )
@@ -219,8 +221,8 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
 
 def test_unsupported_output_names_the_supported_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["batch", "folder", "--out", "a.parquet"])
-    assert ".jsonl or .csv" in capsys.readouterr().err
+        main(["batch", "folder", "--out", "a.xlsx"])
+    assert ".jsonl or .csv or .parquet" in capsys.readouterr().err
 
 
 def test_missing_bundle(photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,3 +380,33 @@ def test_doctor_comes_up_without_its_engine(tiny_bundle: Path) -> None:
     assert findings["ok"] is False
     assert findings["bundle"]["ok"] is True  # its files are; only nothing can run them
     assert any("onnxruntime cannot be imported" in fault["what"] for fault in findings["faults"])
+
+
+def test_predict_says_once_what_no_calibrator_covers(predict: Predict, photo: str) -> None:
+    status, lines, said = predict(photo, photo, "--labels", "calm,tense")
+    assert (status, len(lines)) == (0, 2)
+    assert said == (
+        "emocaliber: outside the calibration: bundle tiny-random has no calibrator for custom (calm, tense) in direct "
+        "mode at int8; it is calibrated for emotion6-7 at int8 (direct, reason)\n"
+    )
+    assert predict(photo)[2] == ""
+
+
+def test_auto_mode_answers_in_the_mode_an_image_needs(predict: Predict, photo: str) -> None:
+    labels = ("--labels", "a,b,c,d")
+    [direct], [reasoned] = predict(photo, *labels)[1], predict(photo, *labels, "--mode", "reason")[1]
+    size = len(direct["prediction_set"])
+    assert size > 1, "the example must have a set that can be too large"
+    for limit, expected in ((size - 1, reasoned), (size, direct)):
+        status, [line], _ = predict(photo, *labels, "--mode", "auto", "--max-set-size", str(limit))
+        assert status == 0
+        assert list(line) == LINE_KEYS
+        for key in ("mode", "label", "distribution", "reasoning", "verbalized_confidence"):
+            assert line[key] == expected[key]
+    assert predict(photo, *labels, "--mode", "auto", "--samples", "2")[1][0]["mode"] == "reason"
+
+
+def test_set_size_goes_with_auto_mode(predict: Predict, photo: str) -> None:
+    status, lines, said = predict(photo, "--max-set-size", "2")
+    assert (status, lines) == (1, [])
+    assert "--max-set-size 2 goes with --mode auto, not direct" in said

@@ -136,7 +136,7 @@ def stub(
     model: EmotionModel, monkeypatch: pytest.MonkeyPatch, scores: np.ndarray, texts: tuple[tuple[str, ...], ...]
 ) -> None:
     made = Scored(label_scores=scores, verbalized=np.array([0.6]), texts=texts, vision_ms=1.0, text_ms=1.0)
-    monkeypatch.setattr(model._scorer, "score", lambda *_, **__: made)
+    monkeypatch.setattr(model._scorer, "score_seen", lambda *_, **__: made)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,29 @@ def test_other_label_sets_are_marked_uncalibrated(model: EmotionModel, images: l
     assert (same_words.taxonomy, same_words.calibrated) == ("custom", False)
     assert not model.predict(images[0], taxonomy="webemo-7").calibrated
     assert not model.predict(images[0], taxonomy="sentiment-2").calibrated
+
+
+def test_what_no_calibrator_covers_is_said(
+    model: EmotionModel, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.predict(images[0]).out_of_scope is None
+    own = model.predict(images[0], labels=["calm", "tense"], mode="reason")
+    assert own.out_of_scope == (
+        "bundle tiny-random has no calibrator for custom (calm, tense) in reason mode at int8; "
+        "it is calibrated for emotion6-7 at int8 (direct, reason)"
+    )
+    many = model.predict(images[0], labels=[f"mood {n}" for n in range(40)]).out_of_scope
+    assert many is not None
+    assert "mood 11" in many
+    assert "mood 20" not in many, "a long list is cut"
+    monkeypatch.setattr(model, "engine", "onnxruntime-cuda")
+    elsewhere = model.predict(images[0])
+    assert elsewhere.calibrated
+    assert elsewhere.out_of_scope == (
+        "the calibrator of bundle tiny-random for emotion6-7 (direct, int8) was fitted on cpu, "
+        "these scores are from onnxruntime-cuda"
+    )
+    assert elsewhere.out_of_scope in elsewhere.describe()
 
 
 def test_precision_without_a_calibrator(tiny_bundle: Path, images: list[np.ndarray]) -> None:

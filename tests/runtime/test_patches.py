@@ -40,6 +40,7 @@ def test_equals_the_reference_processor(size: tuple[int, int], changes: dict[str
     assert patches.dtype == np.float32
     np.testing.assert_allclose(patches.reshape(-1, patches.shape[-1]), expected["pixel_values"], rtol=0, atol=1e-6)
     assert rows * columns <= ours.max_tokens
+    assert np.array_equal(ours.apply(ours.shrink(rgb)), patches)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 4), (4, 3), (5, 9), (8, 8), (1, 7)])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from emocaliber.runtime.conformal import Conformal
+from emocaliber.runtime.drift import Drift
 from emocaliber.runtime.errors import ArtifactError, ConfigError, InputError
 from emocaliber.runtime.prediction import Prediction
 
@@ -131,6 +134,84 @@ def test_line_with_missing_keys_names_all_of_them() -> None:
     del line["prediction_set"], line["bundle"]
     with pytest.raises(ArtifactError, match="missing key prediction_set; missing key bundle"):
         Prediction.from_dict(line)
+
+
+def test_details_make_an_equal_record() -> None:
+    original = prediction(
+        calibrated=True,
+        calibrator="temperature, 400 photographs",
+        conformal=Conformal(method="raps", penalty=0.1, free=2, coverages=(0.7, 0.9), thresholds=(0.1 + 0.2, 1.3)),
+        mode="reason",
+        reasoning=REASONING,
+        verbalized_confidence=0.6,
+        out_of_scope="fitted elsewhere",
+        out_of_time=True,
+        drift=Drift(p_value=1 / 3, coordinates=(0.1, -2.5)),
+    )
+    line = original.to_dict(details=True)
+    assert list(line) == [*CONTRACT, "details"]
+    read = Prediction.from_dict(json.loads(json.dumps(line, allow_nan=False)))
+    assert read == original
+    assert read.prediction_set(0.9) == original.prediction_set(0.9)
+    bare = Prediction.from_dict(original.to_dict())
+    assert Prediction.from_dict(bare.to_dict(details=True)) == bare, "a record read from a line, too"
+    with pytest.raises(ArtifactError, match=r"unknown key details\.mood"):
+        Prediction.from_dict({**line, "details": {"mood": 1}})
+    with pytest.raises(ArtifactError, match="details is 3, expected a table"):
+        Prediction.from_dict({**line, "details": 3})
+    with pytest.raises(ArtifactError, match="out_of_time is 'no'"):
+        Prediction.from_dict({**line, "details": {"out_of_time": "no"}})
+
+
+class Reader(HTMLParser):
+    """The texts and the tags of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: set[str] = set()
+        self.widths: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        style = dict(attrs).get("style") or ""
+        if "currentColor" in style:
+            self.widths.append(style.partition("width:")[2].partition(";")[0])
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_html_shows_bars_in_the_colours_of_the_page() -> None:
+    page = prediction(mode="reason", reasoning=REASONING)._repr_html_()
+    read = Reader(page)
+    rows = [text for text in read.texts if text in ("joy", "fear", "anger", "love")]
+    assert rows == ["joy", "fear", "anger", "love"]
+    assert read.widths == ["50.0%", "25.0%", "12.5%", "12.5%"]
+    assert "joy (50.0% sure)" in read.texts
+    assert "70% set in bold type; custom, reason mode, not calibrated: a ranking, not probabilities" in read.texts
+    assert "interaction: the interaction" in read.texts
+    assert re.findall("font-weight:bold;text-align:left[^/]*<bdi>(.*?)<", page) == ["joy", "fear"], "the 70 % set"
+    assert not re.search(r"#[0-9a-f]{3}|rgb|\bwhite\b|\bblack\b", page), (
+        "a colour of its own would fail on dark or light"
+    )
+
+
+def test_html_escapes_what_callers_and_models_wrote() -> None:
+    label = "<img src=x onerror=alert(1)>\u202e\"'&"
+    page = prediction(
+        label=label,
+        distribution={label: 0.5, "</td><script>": 0.5},
+        mode="reason",
+        reasoning={**REASONING, "human": "<b>bold</b>"},
+        out_of_scope="<i>",
+        calibrated=True,
+    )._repr_html_()
+    read = Reader(page)
+    assert read.tags == {"div", "table", "tr", "th", "td", "bdi"}
+    assert label in read.texts
+    assert "human: <b>bold</b>" in read.texts
 
 
 def test_repr_shows_bars_most_probable_first() -> None:

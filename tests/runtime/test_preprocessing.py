@@ -75,3 +75,18 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) 
 def test_other_arrays_are_refused(array: Any) -> None:
     with pytest.raises(InputError, match="expected uint8"):
         preprocessing().apply(array)
+
+
+@pytest.mark.parametrize(
+    "size", [(97, 96), (300, 200), (113, 500), (1000, 7), (3, 1000), (5000, 3), (96, 96), (95, 20), (4032, 3024)]
+)
+@pytest.mark.parametrize("longest_edge", [96, 97])
+def test_of_a_shrunk_image_the_same_is_made(size: tuple[int, int], longest_edge: int) -> None:
+    rgb = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    applied = preprocessing(longest_edge=longest_edge)
+    small = applied.shrink(rgb)
+    assert np.array_equal(applied.apply(small), applied.apply(rgb))
+    assert small.size <= rgb.size
+    # 1000 x 7 becomes 96 x 1, of which a second resize would make 96 x 2.
+    narrow = max(size) / min(size) > longest_edge
+    assert max(small.shape[:2]) == max(size) if narrow else max(small.shape[:2]) <= longest_edge

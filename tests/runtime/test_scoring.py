@@ -87,6 +87,30 @@ def test_a_tree_pass_equals_one_pass_per_label() -> None:
         np.testing.assert_allclose(log_softmax(logits[0], axis=-1), expected, atol=1e-5)
 
 
+def write(
+    engine: NumpyEngine,
+    context: Context,
+    logits: np.ndarray,
+    sampling: Sampling,
+    *,
+    stop_ids: set[int],
+    banned: int,
+    budget: int,
+) -> tuple[list[list[int]], Context]:
+    steps = generate(
+        engine,
+        context,
+        logits,
+        sampling=sampling,
+        generators=sampling.generators(context.batch // sampling.samples),
+        stop_ids=stop_ids,
+        banned_ids=[banned],
+        budget=budget,
+    )
+    *_, last = steps
+    return last
+
+
 def test_sequences_of_different_lengths_share_a_batch() -> None:
     engine = NumpyEngine()
     starts = [[3, 1], [4, 2], [5, 5], [6, 0], [17, 3]]
@@ -94,9 +118,7 @@ def test_sequences_of_different_lengths_share_a_batch() -> None:
     def run(prompts: list[list[int]]) -> tuple[list[list[int]], np.ndarray]:
         context = empty_context(SHAPE).repeated(len(prompts))
         logits, context = read(engine, context, engine.embed(np.array(prompts)), [1])
-        written, context = generate(
-            engine, context, logits[:, 0], sampling=GREEDY, stop_ids={7, 14, 11}, banned_ids=[3], budget=9
-        )
+        written, context = write(engine, context, logits[:, 0], GREEDY, stop_ids={7, 14, 11}, banned=3, budget=9)
         tree = build_tree([[1, 2], [1, 4], [1, 5, 6]])
         embeds = engine.embed(np.array([[*tree.common, *tree.tokens]] * len(prompts)))
         return written, read_tree(engine, context, embeds, tree)[0]
@@ -121,7 +143,7 @@ def test_draws_follow_the_distribution_and_the_nucleus() -> None:
     context = empty_context(SHAPE).repeated(1000)
 
     def counts(sampling: Sampling) -> np.ndarray:
-        written, _ = generate(engine, context, logits, sampling=sampling, stop_ids=[], banned_ids=[1], budget=1)
+        written, _ = write(engine, context, logits, sampling, stop_ids=set(), banned=1, budget=1)
         return np.bincount([tokens[0] for tokens in written], minlength=20)[:4]
 
     # Token 1 is banned; at temperature 0.5 the others weigh 1 : 9 : 16. Five standard deviations are 80 draws.

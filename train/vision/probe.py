@@ -47,7 +47,8 @@ class Probe(nn.Module):
         self.connector = model.model.connector
         self.head = nn.Linear(model.config.text_config.hidden_size, blocks.total + words)
         width = model.config.vision_config.hidden_size
-        self.projections = nn.ModuleList(nn.Linear(width, group.channels) for group in teachers)
+        drawn = teachers if weights.feature else ()
+        self.projections = nn.ModuleList(nn.Linear(width, group.channels) for group in drawn)
         self._blocks, self._augmentation, self._weights = blocks, augmentation, weights
         # Not in a module list: they are neither trained nor stored in checkpoints.
         self._teachers = tuple(teachers)
@@ -68,17 +69,16 @@ class Probe(nn.Module):
         label_loss = nn.functional.cross_entropy(logits, labels)
         word_loss = nn.functional.binary_cross_entropy_with_logits(word_logits, words, reduction="none")
         loss = self._weights.votes * label_loss + word_loss.sum(dim=1).mean() / _LABELS_PER_WORD
-        for group, projection in zip(self._teachers, self.projections, strict=True):
+        for place, group in enumerate(self._teachers):
             rows = group.taught[sets.cpu()].nonzero()[:, 0].to(images.device)
             if len(rows):
-                lesson = self._lesson(group, projection, images[rows], sets[rows], tokens[rows], logits[rows])
+                lesson = self._lesson(place, images[rows], sets[rows], tokens[rows], logits[rows])
                 loss = loss + len(rows) / len(images) * lesson
         return {"loss": loss, "label_loss": label_loss}
 
     def _lesson(
         self,
-        group: Teachers,
-        projection: nn.Module,
+        place: int,
         images: torch.Tensor,
         sets: torch.Tensor,
         tokens: torch.Tensor,
@@ -86,11 +86,14 @@ class Probe(nn.Module):
     ) -> torch.Tensor:
         """Returns KL(teachers ‖ head) (Hinton et al. 2015, arXiv 1503.02531) plus smooth L1 to the teachers' maps.
 
-        The latter compares the tokens, linearly projected (Romero et al. 2015, arXiv 1412.6550); the image is the same
-        for teachers and tower (Beyer et al. 2022, arXiv 2106.05237).
+        The latter, where it has a weight, compares the tokens, linearly projected (Romero et al. 2015, arXiv
+        1412.6550); the image is the same for teachers and tower (Beyer et al. 2022, arXiv 2106.05237).
         """
-        probabilities, maps = group(images, sets)
+        probabilities, maps = self._teachers[place](images, sets)
         log_probabilities = nn.functional.log_softmax(logits, dim=1)
         divergence = nn.functional.kl_div(log_probabilities, probabilities, reduction="batchmean")
-        difference = nn.functional.smooth_l1_loss(projection(tokens), maps)
-        return self._weights.distill * divergence + self._weights.feature * difference
+        lesson = self._weights.distill * divergence
+        if self._weights.feature:
+            difference = nn.functional.smooth_l1_loss(self.projections[place](tokens), maps)
+            lesson = lesson + self._weights.feature * difference
+        return lesson
