@@ -33,6 +33,7 @@ from transformers import Idefics3ForConditionalGeneration
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
+from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
 from emocaliber.runtime.tokenization import PromptTokenizer
@@ -108,8 +109,8 @@ def prepared(work: Path, shape: str) -> tuple[Path, Path]:
     if not (bundle / "bundle.json").is_file():
         sizes = {name: value for name, value in SHAPES[shape].items() if name != "vocabulary"}
         build = from_mapping(BuildRecipe, sizes, shape)
-        words = [" ".join(taxonomy.labels) for taxonomy in TAXONOMIES.values()]
-        processor = build_processor(build, [*words, *(f"{step / 100:.2f}" for step in range(100))])
+        words = [PromptTemplate().direct, *(" ".join(taxonomy.labels) for taxonomy in TAXONOMIES.values())]
+        processor = build_processor(build, [*words * 20, *(f"{step / 100:.2f}" for step in range(100))])
         model = build_model(build, processor, seed=0).eval()
         model.resize_token_embeddings(SHAPES[shape]["vocabulary"], mean_resizing=False)
         model.save_pretrained(weights)
