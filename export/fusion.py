@@ -9,8 +9,9 @@ The exported graphs are plain ONNX, for any runtime. What only ONNX Runtime read
 - normalisations take the addition before them along (``SkipSimplifiedLayerNormalization``, ``SkipLayerNormalization``),
   and an activation the bias before it (``FastGelu``).
 
-The vision tower's attention stays as it is: over a thousand patches, on a processor with AVX2, ONNX Runtime 1.32 ran two
-plain products and a softmax faster than either of its attention operators (other processors were not tried). Everything else is fused or refused by name; what was fused is counted.
+The vision tower's attention stays as it is: over a thousand patches, on a processor with AVX2, ONNX Runtime 1.32 ran
+two plain products and a softmax faster than either of its attention operators (other processors were not tried).
+Everything else is fused or refused by name; what was fused is counted.
 """
 
 from __future__ import annotations
