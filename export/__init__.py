@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle import BundleSpec, write_bundle
     from .graphs import GraphFiles, export_graphs
-    from .quantize import GraphQuantization, QuantizationReport, quantize_int8
+    from .quantize import GraphQuantization, QuantizationReport, quantize_graphs
     from .tensorrt import build_engines
     from .transformers_js import write_transformers_js
     from .verify import ParityReport, PrecisionParity, Tolerances, verify_graphs
@@ -21,7 +21,7 @@ __all__ = [
     "Tolerances",
     "build_engines",
     "export_graphs",
-    "quantize_int8",
+    "quantize_graphs",
     "verify_graphs",
     "write_bundle",
     "write_transformers_js",
@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     "bundle": ("BundleSpec", "write_bundle"),
     "graphs": ("GraphFiles", "export_graphs"),
-    "quantize": ("GraphQuantization", "QuantizationReport", "quantize_int8"),
+    "quantize": ("GraphQuantization", "QuantizationReport", "quantize_graphs"),
     "tensorrt": ("build_engines",),
     "transformers_js": ("write_transformers_js",),
     "verify": ("ParityReport", "PrecisionParity", "Tolerances", "verify_graphs"),

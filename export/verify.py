@@ -48,7 +48,9 @@ class Tolerances:
     logits: float = 1e-3
     """Logits, relative to the largest logit (at least 1), in float32 graphs."""
     scores: float = 1e-3
-    """Label scores in nats: tree against one pass per label in every precision, float32 graphs against the model."""
+    """Label scores in nats, in float32 graphs: against the model, and tree against one pass per label."""
+    independence: float = 0.03
+    """Label scores in nats, in quantised graphs: tree against one pass per label."""
     drift: float = 0.5
     """Mean drift, in nats, of centred label scores in quantised graphs."""
 
@@ -375,7 +377,8 @@ def _faults(report: ParityReport) -> list[str]:
     accepted, faults = report.tolerances, []
     measured = [("pixel difference", report.max_pixel_difference, accepted.preprocessing)]
     for name, parity in report.precisions.items():
-        measured.append((f"{name} tree difference", parity.max_tree_difference, accepted.scores))
+        independence = accepted.scores if name in EXACT_PRECISIONS else accepted.independence
+        measured.append((f"{name} tree difference", parity.max_tree_difference, independence))
         if name in EXACT_PRECISIONS:
             limit = accepted.logits * max(1.0, parity.largest_logit)
             measured.append((f"{name} logit difference", parity.max_logit_difference, limit))
