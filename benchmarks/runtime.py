@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from competitors import Work, not_run, ours, torch_eager
 from roofline import Roofline, floors_ms, measured_roofline
@@ -33,6 +32,7 @@ from transformers import Idefics3ForConditionalGeneration
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
+from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
