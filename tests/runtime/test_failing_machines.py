@@ -165,6 +165,8 @@ def interrupt(tiny_bundle: Path, photo: Path, tmp_path: Path, after_ms: int) -> 
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
+        # What a shell starts in the background ignores the signal, and so does all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "started\n"
