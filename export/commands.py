@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.bundle_recipe import BundleRecipe
+from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
-from emocaliber.runtime.records import from_mapping, to_mapping
+from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.sealing import check_free, staged
 
+from . import verify_command
 from .bundle import BundleSpec, spec_from_table, write_bundle
 from .graphs import VISION, export_graphs
 from .quantize import quantize_int8
 from .sources import load_source
 from .transformers_js import PROMPTS_NAME, write_transformers_js
-from .verify import verify_graphs
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,19 +59,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument(
         "--precision", action="append", choices=("fp32", "int8"), help="variant to ship; repeat for both"
     )
+    _add_drift(bundle, f"from the recipe, else {MAX_KL_DRIFT}")
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
     bundle.set_defaults(action_run=_run_bundle)
 
-    verify = actions.add_parser("verify", help="compare a bundle's graphs with the model they came from")
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
-    verify.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="folder written by transformers")
-    verify.set_defaults(action_run=_run_verify)
+    verify = actions.add_parser(
+        "verify", help="compare a bundle's graphs with the model they came from, and write its parity.json"
+    )
+    verify_command.configure(verify)
+    _add_drift(verify, f"what the bundle was written with, else {MAX_KL_DRIFT}")
+    verify.set_defaults(action_run=verify_command.run)
 
     javascript = actions.add_parser("transformers-js", help="write a bundle as a folder that transformers.js loads")
     javascript.add_argument("bundle", metavar="BUNDLE", help="bundle folder, .tar, or 'default' for the embedded one")
     javascript.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     javascript.add_argument("--overwrite", action="store_true", help="replace such a folder that stands there")
     javascript.set_defaults(action_run=_run_transformers_js)
+
+
+def _add_drift(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--max-kl-drift",
+        type=float,
+        metavar="NATS",
+        help=f"refuse a precision whose probabilities drift further from the model's (default: {default})",
+    )
+    parser.add_argument("--force", action="store_true", help="accept it all the same; parity.json then says so")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,16 +112,9 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
     model, processor = load_source(arguments.model)
-    write_bundle(arguments.out, model, processor, spec, overwrite=arguments.overwrite)
+    write_bundle(arguments.out, model, processor, spec, force=arguments.force, overwrite=arguments.overwrite)
     size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     sys.stdout.write(f"{arguments.out}: {spec.name} {spec.version}, {size_bytes:,} bytes, verified\n")
-    return 0
-
-
-def _run_verify(arguments: argparse.Namespace) -> int:
-    model, processor = load_source(arguments.model)
-    report = verify_graphs(model, arguments.bundle, processor=processor)
-    sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
     return 0
 
 
@@ -133,6 +139,7 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
         "version": arguments.model_version,
         "license": arguments.license,
         "precisions": arguments.precision,
+        "max_kl_drift": arguments.max_kl_drift,
     }
     fields = {"name": arguments.model.resolve().name, **recipe.get("bundle", {})}
     fields |= {key: value for key, value in given.items() if value is not None}
