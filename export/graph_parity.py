@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from emocaliber.evaluate.metrics import kl_divergence
 from emocaliber.evaluate.qwen_inputs import QwenImage, rotary_positions
@@ -51,8 +52,17 @@ class GraphComparison:
             )
             for size in BATCH_SIZES
         ]
-        self._logits = [list(decoded_logits(model, batch, steps)) for batch in self._batches]
-        self._scores = [label_scores(model, probe.tokens, probe.answers, probe.pixels) for probe in probes]
+        with tqdm(
+            desc="running the model", total=len(BATCH_SIZES) + len(probes), leave=False, disable=None
+        ) as progress:
+            self._logits = []
+            for batch in self._batches:
+                self._logits.append(list(decoded_logits(model, batch, steps)))
+                progress.update()
+            self._scores = []
+            for probe in probes:
+                self._scores.append(label_scores(model, probe.tokens, probe.answers, probe.pixels))
+                progress.update()
 
     def compare(self, engine: Engine) -> PrecisionParity:
         """Returns how one engine with one precision's graphs compares."""

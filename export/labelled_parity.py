@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def labelled_sets(samples: Iterable[Sample], limit: int | None = None) -> list[CalibrationSet]:
-    """Returns the samples that have votes or an answer by taxonomy, the first ``limit`` of each.
+    """Returns the samples that have votes or an answer by taxonomy, of each at most ``limit``, evenly spaced.
 
     Raises:
         InputError: If a taxonomy has fewer than two of them, or samples with different labels, or there is none at all.
@@ -43,7 +43,8 @@ def labelled_sets(samples: Iterable[Sample], limit: int | None = None) -> list[C
             found.setdefault(sample.taxonomy, []).append(sample)
     sets = []
     for name, group in found.items():
-        kept = group[:limit]
+        count = len(group) if limit is None else min(limit, len(group))
+        kept = [group[place] for place in np.linspace(0, len(group) - 1, count).round().astype(int)]
         labels = {sample.resolve().labels for sample in kept}
         if len(kept) < 2 or len(labels) > 1:
             raise InputError(
@@ -84,6 +85,8 @@ class LabelledComparison:
         Raises:
             InputError: If a score is not finite.
         """
+        if not self._sets:
+            return []
         model = EmotionModel(self._bundle, precision=precision, engine=engine)
         return [
             self._compared(model, given, scores, score_set(model, given, "direct").label_scores)

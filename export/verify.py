@@ -4,8 +4,8 @@ Each check is against transformers running the original model:
 
 - the runtime's preprocessing and tokens against the processor's, on Pillow;
 - logits over prompts of uneven length in one batch, then over greedy decode steps with the key/value cache;
-- every label's log-likelihood from one pass over the label tree, against one whole pass per label, and with fewer labels
-  beside it;
+- every label's log-likelihood from one pass over the label tree, against one whole pass per label, and with fewer
+  labels beside it;
 - the drift of those label scores, and of the probabilities, in the quantised graphs;
 - where labelled images are given, accuracy, KL, ECE and Brier score on them.
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from emocaliber.evaluate.bundle_fitting import CalibrationSet
 from emocaliber.runtime.bundle import Bundle
@@ -157,7 +158,7 @@ class _Runs:
         """Runs every precision on the CPU, then on the named engines, or on all others that come up."""
         tried: Sequence[EngineName] = ("cuda", "tensorrt") if engines is None else engines
         for name in dict.fromkeys(("cpu", *tried)):
-            for precision in bundle.manifest.precisions:
+            for precision in tqdm(bundle.manifest.precisions, desc=f"comparing on {name}", leave=False, disable=None):
                 try:
                     engine = _engine(bundle, precision, name)
                     parity, rows = graphs.compare(engine), labelled.compare(engine, precision)

@@ -21,20 +21,20 @@ def proof_lines(parity: ParityReport | None, manifest: Manifest) -> list[str]:
         *_heading(parity),
         *(f"  FORCED, beyond the accepted drift: {fault}" for fault in parity.forced),
         *_graph_rows(parity, manifest),
-        *(f"  not run on {engine}: {reason}" for engine, reason in parity.absent.items()),
+        *(f"  not run: {reason}" for reason in parity.absent.values()),
         *_labelled_rows(parity, manifest),
     ]
 
 
 def _heading(parity: ParityReport) -> list[str]:
-    sizes = parity.grids or parity.image_sizes
-    grids = ", ".join("×".join(map(str, size)) for size in sizes) or str(parity.images)
-    kind = "grids" if parity.grids else "pixels" if parity.image_sizes else "in number"
+    sizes = ", ".join("×".join(map(str, size)) for size in parity.grids or parity.image_sizes)
+    kind = " visual tokens" if parity.grids else " pixels"
     versions = ", ".join(f"{name} {found}" for name, found in parity.made_with.items()) or "versions not recorded"
     return [
         f"proof: graphs against the model in torch ({versions})",
-        f"  images {grids} ({kind}), preprocessed as by Pillow to {parity.max_pixel_difference:.1g}; batches of "
-        f"{', '.join(map(str, parity.batch_sizes))} padded on the left, {parity.decode_steps} decode steps",
+        f"  {parity.images} images{f' of {sizes}{kind}' if sizes else ''}, preprocessed as on Pillow to "
+        f"{parity.max_pixel_difference:.1g}; batches of {', '.join(map(str, parity.batch_sizes))} padded on the left, "
+        f"{parity.decode_steps} decode steps",
     ]
 
 
@@ -62,19 +62,26 @@ def _cells(run: PrecisionParity) -> tuple[str, ...]:
 def _labelled_rows(parity: ParityReport, manifest: Manifest) -> list[str]:
     lines = []
     for taxonomy, n, source in dict.fromkeys((row.taxonomy, row.n, row.source) for row in parity.labelled):
-        lines.append(f"  {n} images of {taxonomy} ({source}), direct mode; graphs, and graphs minus torch [95 %]:")
+        lines.append(f"  {n} images of {taxonomy} ({source}), direct mode; in brackets graphs minus torch, 95 %:")
         rows: list[tuple[str, ...]] = [("precision", "engine", *_FIGURES, "KL from torch", "")]
-        rows += [
-            (row.precision, row.engine, *_compared(row), _interval(row.kl_drift), _status(row, manifest))
-            for row in parity.labelled
-            if (row.taxonomy, row.n, row.source) == (taxonomy, n, source)
-        ]
+        shown = None
+        for row in parity.labelled:
+            if (row.taxonomy, row.n, row.source) != (taxonomy, n, source):
+                continue
+            if row.torch != shown:  # another calibrator, which is on both sides
+                rows.append(("float32", "torch", *(_fixed(getattr(row.torch, name)) for name in _FIGURES), "", ""))
+                shown = row.torch
+            rows.append((row.precision, row.engine, *_compared(row), _range(row.kl_drift), _status(row, manifest)))
         lines += _table(rows)
     return lines
 
 
 def _compared(row: LabelledParity) -> list[str]:
-    return [f"{getattr(row.graphs, name):.3f} {_interval(row.difference[name], sign='+')}" for name in _FIGURES]
+    cells = []
+    for name in _FIGURES:
+        change = row.difference[name]
+        cells.append(f"{_fixed(getattr(row.graphs, name))} [{_fixed(change.low, '+')}, {_fixed(change.high, '+')}]")
+    return cells
 
 
 def _status(row: LabelledParity, manifest: Manifest) -> str:
@@ -84,9 +91,12 @@ def _status(row: LabelledParity, manifest: Manifest) -> str:
     return "calibrated" if current else "calibrated, by calibrators it no longer has"
 
 
-def _interval(value: Estimate, sign: str = "") -> str:
-    estimate, low, high = (f"{number:{sign}.3f}" for number in (value.estimate, value.low, value.high))
-    return f"{estimate} [{low}, {high}]"
+def _range(value: Estimate) -> str:
+    return f"{_number(value.estimate)} [{_number(value.low)}, {_number(value.high)}]"
+
+
+def _fixed(value: float, sign: str = "") -> str:
+    return f"{round(value, 3) + 0.0:{sign}.3f}"  # no -0.000
 
 
 def _number(value: float | None) -> str:
