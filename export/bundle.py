@@ -10,7 +10,7 @@ from typing import Any
 
 from emocaliber.evaluate.prompting import end_tokens, render_prompts, suppressed_tokens, tokenizer_json
 from emocaliber.evaluate.transformers_responder import visual_token_ids
-from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
+from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe, graph_precisions
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.files import atomic_write
@@ -18,8 +18,8 @@ from emocaliber.runtime.manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
     TOKENIZER_NAME,
-    GraphFiles,
 )
+from emocaliber.runtime.parity import DECODE_STEPS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.sealing import check_free, seal, staged, write_parity
@@ -27,12 +27,9 @@ from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .external_data import remove_graph
 from .families import decoder_of, family_of, image_side_of
-from .graphs import DECODER, EMBED, VISION, export_graphs
-from .quantize import SUFFIX, QuantizationReport, quantize_int8
-from .verify import STEPS, Tolerances, verify_graphs
-
-PRECISION_SUFFIXES = {"fp32": "", "int8": SUFFIX}
-"""The precisions that can be written, and what they add to the graphs' file names."""
+from .graphs import export_graphs
+from .quantize import QuantizationReport, graph_files, quantize_graphs
+from .verify import Tolerances, verify_graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +65,10 @@ class BundleSpec:
         unknown = [name for name in self.taxonomies if name not in TAXONOMIES]
         if unknown or not self.taxonomies:
             raise ConfigError(f"unknown taxonomies {unknown or 'none given'}; known: {', '.join(TAXONOMIES)}")
-        wrong = [name for name in self.precisions if name not in PRECISION_SUFFIXES]
-        if wrong or self.default_precision not in self.precisions:
-            raise ConfigError(
-                f"precisions are {list(self.precisions)} with default {self.default_precision!r}; "
-                f"known: {', '.join(PRECISION_SUFFIXES)}"
-            )
+        for name in self.precisions:
+            graph_precisions(name)
+        if self.default_precision not in self.precisions:
+            raise ConfigError(f"precisions are {list(self.precisions)} with default {self.default_precision!r}")
         if self.default_taxonomy and self.default_taxonomy not in self.taxonomies:
             raise ConfigError(f"default_taxonomy {self.default_taxonomy!r} is not among {list(self.taxonomies)}")
 
@@ -122,7 +117,7 @@ def write_bundle(
     *,
     calibrators: Sequence[Calibrator] = (),
     verify: bool = True,
-    steps: int = STEPS,
+    steps: int = DECODE_STEPS,
     force: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -148,29 +143,20 @@ def write_bundle(
     check_free(target, overwrite=overwrite)
     with staged(target) as folder:
         export_graphs(model, folder, opset=spec.opset)
-        quantization = quantize_int8(folder)
+        every = replace(spec, precisions=tuple(dict.fromkeys(("fp32", *spec.precisions))))
+        quantization = quantize_graphs(folder, every.precisions)
         atomic_write(folder / TOKENIZER_NAME, tokenizer_json(processor.tokenizer))
         write_calibrators(calibrators, folder / CALIBRATION_NAME)
-        every = replace(spec, precisions=tuple(PRECISION_SUFFIXES))
         seal(folder, _manifest_fields(model, processor, every, quantization))
         if verify:
             accepted = Tolerances(kl_drift=spec.max_kl_drift)
             parity = verify_graphs(model, folder, processor=processor, steps=steps, tolerances=accepted, force=force)
             write_parity(parity, folder)
-        for precision in set(PRECISION_SUFFIXES) - set(spec.precisions):
-            for name in _graph_files(precision).names():
+        if "fp32" not in spec.precisions:
+            for name in graph_files("fp32").names():
                 remove_graph(folder / name)
         seal(folder, _manifest_fields(model, processor, spec, quantization))
     return target
-
-
-def _graph_files(precision: str) -> GraphFiles:
-    suffix = PRECISION_SUFFIXES[precision]
-    return GraphFiles(
-        vision_encoder=f"{VISION}{suffix}.onnx",
-        embed_tokens=f"{EMBED}{suffix}.onnx",
-        decoder=f"{DECODER}{suffix}.onnx",
-    )
 
 
 def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization: QuantizationReport) -> dict[str, Any]:
@@ -184,7 +170,7 @@ def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization:
         "name": spec.name,
         "version": spec.version,
         "family": family_of(model),
-        "precisions": {precision: _graph_files(precision) for precision in spec.precisions},
+        "precisions": {precision: graph_files(precision) for precision in spec.precisions},
         "default_precision": spec.default_precision,
         "preprocessing": preprocessing,
         "image_block": block,
@@ -200,7 +186,7 @@ def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **spec.provenance,
             "opset": spec.opset,
-            "quantization": to_mapping(quantization) if "int8" in spec.precisions else None,
+            "quantization": to_mapping(quantization) if quantization.graphs else None,
             "made_with": made_with,
         },
         "license": spec.license,

@@ -1,4 +1,7 @@
-"""``emocaliber export onnx|bundle|verify|transformers-js``."""
+"""``emocaliber export onnx|bundle|verify|tune|transformers-js|tensorrt``.
+
+What needs torch is imported by the subcommands that need it: engines are built on devices that have none.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
-from emocaliber.runtime.records import from_mapping
+from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.sealing import check_free, staged
 
-from . import verify_command
-from .bundle import BundleSpec, spec_from_table, write_bundle
-from .graphs import VISION, export_graphs
-from .quantize import quantize_int8
-from .sources import load_source
-from .transformers_js import PROMPTS_NAME, write_transformers_js
+from . import engine_command, tune_command, verify_command
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from .bundle import BundleSpec
+    from .fusion import Fusions
 
 DEFAULT_TAXONOMY = "emotion6-7"
 
@@ -36,10 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    onnx = actions.add_parser("onnx", help="write the three ONNX graphs of a model, float32 and 8-bit")
+    onnx = actions.add_parser("onnx", help="write the three ONNX graphs of a model, float32 and in fewer bits")
     onnx.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by transformers")
     onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     onnx.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 to 21 (default 20)")
+    onnx.add_argument(
+        "--precision", action="append", metavar="P", help="beside fp32, as of 'export bundle' (default: int8)"
+    )
     onnx.add_argument("--overwrite", action="store_true", help="replace graphs that stand there")
     onnx.set_defaults(action_run=_run_onnx)
 
@@ -57,7 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument("--recipe", type=Path, metavar="FILE.toml", help="its prompt, taxonomies and bundle are used")
     bundle.add_argument("--provenance", type=Path, metavar="FILE.json", help="what the model was made from")
     bundle.add_argument(
-        "--precision", action="append", choices=("fp32", "int8"), help="variant to ship; repeat for both"
+        "--precision",
+        action="append",
+        metavar="P",
+        help="variant to ship: fp32, fp16, int8, int4, or two for vision encoder and decoder, such as int8-int4; "
+        "repeat for more, the last is the default (default: from the recipe, else fp32 and int8)",
     )
     _add_drift(bundle, f"from the recipe, else {MAX_KL_DRIFT}")
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
@@ -70,11 +79,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_drift(verify, f"what the bundle was written with, else {MAX_KL_DRIFT}")
     verify.set_defaults(action_run=verify_command.run)
 
+    tune = actions.add_parser("tune", help="measure every precision on this machine, and propose one")
+    tune_command.configure(tune)
+    tune.set_defaults(action_run=tune_command.run)
+
     javascript = actions.add_parser("transformers-js", help="write a bundle as a folder that transformers.js loads")
     javascript.add_argument("bundle", metavar="BUNDLE", help="bundle folder, .tar, or 'default' for the embedded one")
     javascript.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     javascript.add_argument("--overwrite", action="store_true", help="replace such a folder that stands there")
     javascript.set_defaults(action_run=_run_transformers_js)
+
+    engines = actions.add_parser("tensorrt", help="build TensorRT engines of a bundle, on the device that runs them")
+    engine_command.configure(engines)
 
 
 def _add_drift(parser: argparse.ArgumentParser, default: str) -> None:
@@ -94,21 +110,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_onnx(arguments: argparse.Namespace) -> int:
+    from .graphs import VISION, export_graphs
+    from .quantize import quantize_graphs
+    from .sources import load_source
+
     check_free(arguments.out, overwrite=arguments.overwrite, mark=f"{VISION}.onnx")
     model, _ = load_source(arguments.model)
     with staged(arguments.out) as folder:
         export_graphs(model, folder, opset=arguments.opset)
-        report = quantize_int8(folder)
+        report = quantize_graphs(folder, arguments.precision or ["int8"])
     for name, graph in report.graphs.items():
         kept = ", ".join(f"{count} {kind}" for kind, count in graph.float_nodes.items()) or "none"
         sys.stdout.write(
-            f"{name}: {graph.bytes_before:,} bytes, int8 {graph.bytes_after:,}; "
-            f"{graph.quantized} weights in 8 bits, kept in float: {kept}\n"
+            f"{name}: {graph.bytes_after:,} bytes ({graph.bytes_before:,} in fp32); {graph.quantized} weights in fewer "
+            f"bits, kept in float: {kept}{_fused(graph.fusions)}\n"
         )
     return 0
 
 
+def _fused(fusions: Fusions | None) -> str:
+    counts = {} if fusions is None else to_mapping(fusions)
+    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"; fused: {found}" if found else ""
+
+
 def _run_bundle(arguments: argparse.Namespace) -> int:
+    from .bundle import write_bundle
+    from .sources import load_source
+
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
     model, processor = load_source(arguments.model)
@@ -119,6 +148,8 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
 
 
 def _run_transformers_js(arguments: argparse.Namespace) -> int:
+    from .transformers_js import PROMPTS_NAME, write_transformers_js
+
     check_free(arguments.out, overwrite=arguments.overwrite, mark=PROMPTS_NAME)
     with Bundle.open(None if arguments.bundle == "default" else arguments.bundle) as bundle:
         write_transformers_js(bundle, arguments.out)
@@ -133,6 +164,8 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
     Raises:
         ConfigError: If the recipe or provenance cannot be read, or no licence is given.
     """
+    from .bundle import spec_from_table
+
     recipe = _read(arguments.recipe, tomllib.loads, "recipe") if arguments.recipe else {}
     given = {
         "name": arguments.name,

@@ -16,7 +16,7 @@ from emocaliber.evaluate.metrics import brier_losses, expected_calibration_error
 from emocaliber.evaluate.records import Interval
 from emocaliber.runtime.bundle import CALIBRATION_NAME, Bundle
 from emocaliber.runtime.calibration import softmax
-from emocaliber.runtime.engine import OnnxEngine
+from emocaliber.runtime.engine import Engine
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.model import EmotionModel
@@ -79,7 +79,7 @@ class LabelledComparison:
         self._source = source
         self._scores = [_torch_scores(model, bundle, given) for given in sets]
 
-    def compare(self, engine: OnnxEngine, precision: str) -> list[LabelledParity]:
+    def compare(self, engine: Engine, precision: str) -> list[LabelledParity]:
         """Returns how one precision on one engine compares, for each set.
 
         Raises:

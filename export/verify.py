@@ -28,10 +28,11 @@ from tqdm import tqdm
 from emocaliber.evaluate.bundle_fitting import CalibrationSet
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT
-from emocaliber.runtime.engine import EngineName, OnnxEngine
-from emocaliber.runtime.errors import BackendError, ConfigError, ExportError
+from emocaliber.runtime.engine import EngineName
+from emocaliber.runtime.engines import load_engine
+from emocaliber.runtime.errors import BackendError, ConfigError, DependencyError, ExportError
 from emocaliber.runtime.onnx_runtime import onnxruntime
-from emocaliber.runtime.parity import CPU, LabelledParity, ParityReport, PrecisionParity
+from emocaliber.runtime.parity import CPU, DECODE_STEPS, LabelledParity, ParityReport, PrecisionParity
 
 from .graph_parity import BATCH_SIZES, GraphComparison, largest
 from .graphs import exportable
@@ -41,8 +42,6 @@ from .reference import expected_pixels
 
 EXACT_PRECISIONS = ("fp32",)
 """Precisions that must equal the model to rounding on the CPU; every other one may drift within `Tolerances.drift`."""
-STEPS = 32
-"""Greedy decode steps that are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ def verify_graphs(
     *,
     processor: Any,
     images: Sequence[npt.NDArray[np.uint8]] | None = None,
-    steps: int = STEPS,
+    steps: int = DECODE_STEPS,
     tolerances: Tolerances | None = None,
     engines: Sequence[EngineName] | None = None,
     labelled: Sequence[CalibrationSet] = (),
@@ -160,27 +159,15 @@ class _Runs:
         for name in dict.fromkeys(("cpu", *tried)):
             for precision in tqdm(bundle.manifest.precisions, desc=f"comparing on {name}", leave=False, disable=None):
                 try:
-                    engine = _engine(bundle, precision, name)
+                    engine = load_engine(bundle, precision, name)
                     parity, rows = graphs.compare(engine), labelled.compare(engine, precision)
-                except BackendError as error:
+                except (BackendError, DependencyError) as error:
                     if name == "cpu" or engines is not None:
                         raise
                     self.absent[name] = str(error)
                     break
                 self.engines.setdefault(engine.name, {})[precision] = parity
                 self.labelled += rows
-
-
-def _engine(bundle: Bundle, precision: str, name: EngineName) -> OnnxEngine:
-    files = bundle.manifest.precisions[precision]
-    return OnnxEngine(
-        vision_encoder=bundle.path(files.vision_encoder),
-        embed_tokens=bundle.path(files.embed_tokens),
-        decoder=bundle.path(files.decoder),
-        shape=bundle.manifest.decoder,
-        preprocessing=bundle.manifest.preprocessing,
-        engine=name,
-    )
 
 
 def _judged(report: ParityReport, *, force: bool) -> ParityReport:

@@ -12,14 +12,10 @@ from emocaliber.runtime.commands.console import write_text
 from emocaliber.runtime.commands.proof import proof_lines
 from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import InputError
-from emocaliber.runtime.parity import parity_of
+from emocaliber.runtime.parity import DECODE_STEPS, parity_of
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import read_samples
 from emocaliber.runtime.sealing import replace_parity
-
-from .labelled_parity import labelled_sets
-from .sources import load_source
-from .verify import STEPS, Tolerances, verify_graphs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=200, metavar="N", help="most images of a label set to use (default: 200)"
     )
-    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"greedy steps (default: {STEPS})")
+    parser.add_argument(
+        "--steps", type=int, default=DECODE_STEPS, metavar="N", help=f"greedy steps (default: {DECODE_STEPS})"
+    )
     parser.add_argument(
         "--engine",
         action="append",
@@ -49,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         ExportError: If the graphs do not match the model, or a precision drifts too far; the bundle is then as it was.
         EmoCaliberError: If a named engine does not come up, or the model cannot be loaded.
     """
+    from .labelled_parity import labelled_sets
+    from .sources import load_source
+    from .verify import Tolerances, verify_graphs
+
     if not arguments.bundle.is_dir():
         raise InputError(f"{arguments.bundle} is no folder; 'export verify' writes into a bundle folder")
     with Bundle.open(arguments.bundle) as bundle:

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from .errors import ConfigError
 
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+"""Precisions of a graph."""
 MAX_KL_DRIFT = 0.02
 """Accepted where a recipe says nothing else, in nats."""
+
+
+def graph_precisions(name: str) -> tuple[str, str]:
+    """Returns the precisions of the vision encoder and of the decoder in a bundle's precision.
+
+    Args:
+        name: One of `PRECISIONS`, or two of them, vision encoder first, such as ``int8-int4``.
+
+    Raises:
+        ConfigError: If there is no such precision.
+    """
+    parts = name.split("-")
+    if len(parts) > 2 or any(part not in PRECISIONS for part in parts) or (len(parts) == 2 and parts[0] == parts[1]):
+        raise ConfigError(
+            f"no precision {name!r}; there are {', '.join(PRECISIONS)}, and two of them joined by a hyphen, for the "
+            "vision encoder and the decoder, such as int8-int4"
+        )
+    return parts[0], parts[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +37,8 @@ class BundleRecipe:
     name: str
     version: str = "0.1.0"
     license: str
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
-    """Variants to ship; the last one is the default."""
+    precisions: tuple[str, ...] = ("fp32", "int8")
+    """Variants to ship, as `graph_precisions` reads them; the last one is the default."""
     calibration_images: int = 1000
     """Most calibration images used of a taxonomy."""
     summary: str = ""
@@ -36,3 +55,5 @@ class BundleRecipe:
             raise ConfigError(f"max_kl_drift is {self.max_kl_drift!r}, expected a positive number of nats")
         if not self.precisions:
             raise ConfigError("precisions is empty")
+        for name in self.precisions:
+            graph_precisions(name)

@@ -35,6 +35,7 @@ COMMANDS = {
     "batch": Command("emocaliber.runtime.commands.batch", None, "predictions for folders, tars or samples files"),
     "serve": Command("emocaliber.runtime.commands.serve", "serve", "predictions over HTTP, and a page to look at"),
     "bundle": Command("emocaliber.runtime.commands.bundle", None, "look into a bundle, check its files, calibrate it"),
+    "bench": Command("emocaliber.runtime.commands.bench", None, "time and memory of a bundle on this machine"),
     "doctor": Command("emocaliber.runtime.commands.doctor", None, "what is installed, what is missing, what to do"),
     "evaluate": Command("emocaliber.evaluate.commands", "evaluate", "accuracy and calibration of predictions"),
     "data": Command("emocaliber.train.commands.data", "train", "import and check samples"),

@@ -26,7 +26,8 @@ KeyValues = tuple[Floats32, ...]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _REMEDIES = {
     "cuda": "pip uninstall onnxruntime && pip install onnxruntime-gpu, with a CUDA driver and cuDNN it accepts",
-    "tensorrt": "install an onnxruntime-gpu built with TensorRT, and TensorRT itself",
+    "tensorrt": "build engines with 'emocaliber export tensorrt BUNDLE' on this device, or install an onnxruntime-gpu "
+    "built with TensorRT, and TensorRT itself",
 }
 _QUIET = 4
 """ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
@@ -69,61 +70,36 @@ class Engine(Protocol):
         """
 
 
-class OnnxEngine:
-    """The graphs in ONNX Runtime."""
+class Graph(Protocol):
+    """One loaded graph: a session of ONNX Runtime, or what runs as one."""
+
+    def run(self, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Any]:
+        """Returns the named outputs for all inputs."""
+
+
+class GraphEngine:
+    """An engine over three loaded graphs, whatever runs them: what their inputs and outputs are stands here alone."""
 
     def __init__(
         self,
         *,
-        vision_encoder: Path,
-        embed_tokens: Path,
-        decoder: Path,
+        name: str,
+        vision: Graph,
+        embed: Graph,
+        decoder: Graph,
         shape: DecoderShape,
         preprocessing: Preprocessing | PatchPreprocessing | None = None,
-        engine: EngineName = "auto",
-        threads: int | None = None,
     ) -> None:
-        """Loads the graphs.
-
-        Args:
-            vision_encoder: Graph file.
-            embed_tokens: Graph file.
-            decoder: Graph file.
-            shape: Sizes of the decoder.
-            preprocessing: How pixels are made; needed where images have sizes of their own.
-            engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
-                the CPU.
-            threads: Threads an operator may use; None lets ONNX Runtime choose.
-
-        Raises:
-            InputError: If the engine is unknown or `threads` is not positive.
-            BackendError: If the named engine does not come up, or a graph cannot be loaded.
-            ArtifactError: If a graph has other inputs than the bundle format says.
-        """
-        if engine not in ENGINES:
-            raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}, expected at least 1")
-        chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
-        self.name = f"onnxruntime-{chosen}"
+        self.name = name
+        self._vision, self._embed, self._decoder = vision, embed, decoder
         self._shape = shape
         self._patches = preprocessing if isinstance(preprocessing, PatchPreprocessing) else None
-        deep = shape.deepstack_layers > 0
         self._past_names = [
             f"past_key_values.{layer}.{part}" for layer in range(shape.num_layers) for part in ("key", "value")
         ]
         present_names = [name.replace("past_key_values", "present") for name in self._past_names]
         self._decoder_outputs = ["logits", *present_names]
-        self._vision = _session(vision_encoder, chosen, threads)
-        self._embed = _session(embed_tokens, "cpu", 1)
-        self._decoder = _session(decoder, chosen, threads)
-        grid = self._patches.grid_inputs if self._patches else ()
-        self._vision_outputs = ["image_features", *(["deepstack_features"] if deep else [])]
-        _check_ports(self._vision, vision_encoder, ["pixel_values", *grid], self._vision_outputs)
-        _check_ports(self._embed, embed_tokens, ["input_ids"], ["inputs_embeds"])
-        inputs = ["inputs_embeds", "attention_mask", "position_ids", "logit_rows", *self._past_names]
-        inputs += ["deepstack_embeds"] if deep else []
-        _check_ports(self._decoder, decoder, inputs, self._decoder_outputs)
+        self._vision_outputs = ["image_features", *(["deepstack_features"] if shape.deepstack_layers else [])]
 
     def encode_images(self, pixel_values: Floats32) -> Floats32:
         """Returns (N, count, width) image features; see `Engine`."""
@@ -162,6 +138,57 @@ class OnnxEngine:
         return logits, tuple(present)
 
 
+class OnnxEngine(GraphEngine):
+    """The graphs in ONNX Runtime."""
+
+    def __init__(
+        self,
+        *,
+        vision_encoder: Path,
+        embed_tokens: Path,
+        decoder: Path,
+        shape: DecoderShape,
+        preprocessing: Preprocessing | PatchPreprocessing | None = None,
+        engine: EngineName = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Loads the graphs.
+
+        Args:
+            vision_encoder: Graph file.
+            embed_tokens: Graph file.
+            decoder: Graph file.
+            shape: Sizes of the decoder.
+            preprocessing: How pixels are made; needed where images have sizes of their own.
+            engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
+                the CPU.
+            threads: Threads an operator may use; None lets ONNX Runtime choose.
+
+        Raises:
+            InputError: If the engine is unknown or `threads` is not positive.
+            BackendError: If the named engine does not come up, or a graph cannot be loaded.
+            ArtifactError: If a graph has other inputs than the bundle format says.
+        """
+        if engine not in ENGINES:
+            raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, expected at least 1")
+        chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
+        super().__init__(
+            name=f"onnxruntime-{chosen}",
+            vision=_session(vision_encoder, chosen, threads),
+            embed=embedding_session(embed_tokens),
+            decoder=_session(decoder, chosen, threads),
+            shape=shape,
+            preprocessing=preprocessing,
+        )
+        grid = self._patches.grid_inputs if self._patches else ()
+        _check_ports(self._vision, vision_encoder, ["pixel_values", *grid], self._vision_outputs)
+        inputs = ["inputs_embeds", "attention_mask", "position_ids", "logit_rows", *self._past_names]
+        inputs += ["deepstack_embeds"] if shape.deepstack_layers else []
+        _check_ports(self._decoder, decoder, inputs, self._decoder_outputs)
+
+
 def available_engines() -> tuple[str, ...]:
     """Returns the engines this ONNX Runtime was built with; one of them may still not come up."""
     built = onnxruntime.get_available_providers()
@@ -195,6 +222,18 @@ def _installed() -> str:
     return " and ".join(found or wanted[:1]) + f" {onnxruntime.__version__}"
 
 
+def embedding_session(path: Path) -> Graph:
+    """Returns the embedding table, a look-up that gains nothing from an accelerator, on the CPU.
+
+    Raises:
+        BackendError: If it cannot be loaded.
+        ArtifactError: If it has other inputs than the bundle format says.
+    """
+    session: Graph = _session(path, "cpu", 1)
+    _check_ports(session, path, ["input_ids"], ["inputs_embeds"])
+    return session
+
+
 def _session(path: Path, engine: str, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
@@ -212,9 +251,11 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
 
 
-def _run(session: Any, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Floats32]:
+def _run(session: Graph, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Floats32]:
     try:
         results: list[Floats32] = session.run(outputs, feed)
+    except BackendError:
+        raise
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         shapes = ", ".join(f"{name} {value.shape}" for name, value in list(feed.items())[:4])
         raise BackendError(f"ONNX Runtime failed while running ({shapes}): {_brief(error)}") from error

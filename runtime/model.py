@@ -16,7 +16,8 @@ from .calibration import Calibrator
 from .call import Call
 from .decoding import GREEDY, Sampling
 from .drift import UNUSUAL, DriftGuard
-from .engine import EngineName, Floats32, OnnxEngine
+from .engine import Engine, EngineName, Floats32
+from .engines import load_engine
 from .errors import BackendError, InputError
 from .grammar import MODES, AskedMode, Mode
 from .images import ImageSource
@@ -46,7 +47,7 @@ class Scores:
 class EmotionModel:
     """Predicts the emotion an image evokes. Make one with `EmotionModel.load`; it may serve several threads."""
 
-    def __init__(self, bundle: Bundle, *, precision: str, engine: OnnxEngine) -> None:
+    def __init__(self, bundle: Bundle, *, precision: str, engine: Engine) -> None:
         self.bundle = bundle
         self.precision = precision
         self.engine = engine.name
@@ -68,6 +69,7 @@ class EmotionModel:
                 that ships in the package.
             precision: A precision of the bundle; None is the bundle's default.
             engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
+                ``tensorrt`` takes the engines that stand beside the bundle; without any, ONNX Runtime's provider.
             threads: Threads an operator may use; None lets the engine choose.
 
         Raises:
@@ -78,16 +80,7 @@ class EmotionModel:
         opened = Bundle.open(bundle)
         try:
             chosen = opened.manifest.precision(precision)
-            graphs = opened.manifest.precisions[chosen]
-            runner = OnnxEngine(
-                vision_encoder=opened.path(graphs.vision_encoder),
-                embed_tokens=opened.path(graphs.embed_tokens),
-                decoder=opened.path(graphs.decoder),
-                shape=opened.manifest.decoder,
-                preprocessing=opened.manifest.preprocessing,
-                engine=engine,
-                threads=threads,
-            )
+            runner = load_engine(opened, chosen, engine, threads=threads)
             return cls(opened, precision=chosen, engine=runner)
         except BaseException:
             opened.close()

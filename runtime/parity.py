@@ -18,6 +18,9 @@ from .strict_json import parse_json
 CPU = "onnxruntime-cpu"
 """The engine that every machine has: `ParityReport.precisions` were run by it."""
 
+DECODE_STEPS = 32
+"""Greedy steps with the key/value cache that the exporter compares, unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionParity:

@@ -62,7 +62,7 @@ def test_bundle_is_valid_and_complete(written: Path) -> None:
     assert manifest.suppressed_token_ids == (0, 1, 3, 4, 5)
     assert manifest.default_taxonomy == "emotion6-7"
     assert manifest.provenance["training_data"] == ["nothing at all"]
-    assert manifest.provenance["quantization"]["graphs"]["decoder_model_merged"]["quantized"] == 15
+    assert manifest.provenance["quantization"]["graphs"]["decoder_model_merged_int8"]["quantized"] == 15
 
 
 def test_model_card_says_what_is_recorded(written: Path) -> None:
@@ -86,7 +86,7 @@ def test_one_precision_can_be_shipped_alone(model: Any, processor: Any, tmp_path
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("step", ["quantize_int8", "verify_graphs", "model_card"])
+@pytest.mark.parametrize("step", ["quantize_graphs", "verify_graphs", "model_card"])
 @pytest.mark.parametrize("error", [ExportError("broken"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_is_left_when_a_step_fails(
     model: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
@@ -110,7 +110,9 @@ def test_an_existing_bundle_is_replaced_only_when_asked_and_only_as_a_whole(
     with pytest.raises(ExportError, match="exists; give another place, or ask to overwrite it"):
         write_bundle(target, model, processor, SPEC, verify=False)
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_module, "quantize_int8", lambda _folder: (_ for _ in ()).throw(ExportError("broken")))
+        patch.setattr(
+            bundle_module, "quantize_graphs", lambda _folder, _names: (_ for _ in ()).throw(ExportError("broken"))
+        )
         with pytest.raises(ExportError, match="broken"):
             write_bundle(target, model, processor, SPEC, verify=False, overwrite=True)
     assert (target / "stale.txt").exists()
@@ -183,7 +185,11 @@ def test_a_foreign_calibrator_leaves_the_bundle_as_it_was(written: Path, tmp_pat
     [
         ({"taxonomies": ("moods",)}, r"unknown taxonomies \['moods'\]"),
         ({"taxonomies": ()}, "none given"),
-        ({"precisions": ("int4",), "default_precision": "int4"}, r"precisions are \['int4'\]"),
+        (
+            {"precisions": ("int3",), "default_precision": "int3"},
+            "no precision 'int3'; there are fp32, fp16, int8, int4",
+        ),
+        ({"precisions": ("int8-int8",), "default_precision": "int8-int8"}, "no precision 'int8-int8'"),
         ({"precisions": ("fp32",)}, "with default 'int8'"),
         ({"default_taxonomy": "fi-8"}, "default_taxonomy 'fi-8' is not among"),
     ],

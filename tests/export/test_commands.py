@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from emocaliber.export import bundle as bundle_module
-from emocaliber.export import commands
+from emocaliber.export import graphs
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.parity import parity_of
@@ -27,7 +27,7 @@ def quick(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.copy2(written / f"{name}.onnx", folder)
 
     monkeypatch.setattr(bundle_module, "export_graphs", copy_graphs)
-    monkeypatch.setattr(commands, "export_graphs", copy_graphs)
+    monkeypatch.setattr(graphs, "export_graphs", copy_graphs)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_onnx_writes_six_graphs(model_folder: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "graphs"
     assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 0
     assert len(list(out.glob("*.onnx"))) == 6
-    assert "14 weights in 8 bits, kept in float: 1 Add" in capsys.readouterr().out
+    assert "14 weights in fewer bits, kept in float: 1 Add; fused: 4 skips, 2 activations" in capsys.readouterr().out
     assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 1
     assert main(["export", "onnx", str(model_folder), "--out", str(out), "--overwrite"]) == 0
 

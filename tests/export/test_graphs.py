@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from tiny_model import build_model
@@ -17,6 +16,7 @@ from emocaliber.evaluate.prompting import decoder_shape
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.export.graphs import check_supported, export_graphs
 from emocaliber.runtime.errors import ConfigError, ExportError
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_convolutional_tower_is_exported_with_its_normalisation_folded(process
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max(), path.name
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
     # A stem, three blocks of two, two shortcuts between widths.
-    assert manifest["provenance"]["quantization"]["graphs"]["vision_encoder"]["quantized"] == 9 + 1
+    assert manifest["provenance"]["quantization"]["graphs"]["vision_encoder_int8"]["quantized"] == 9 + 1
 
 
 def test_inputs_and_outputs_have_the_agreed_names(sessions: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from emocaliber.export.graphs import exportable
 from emocaliber.export.labelled_parity import LabelledComparison, labelled_sets
 from emocaliber.export.reference import cached_label_scores, label_scores
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.engine import OnnxEngine
+from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.samples import Sample
@@ -54,22 +54,11 @@ def samples(tmp_path: Path) -> list[Sample]:
     return made
 
 
-def engine_of(bundle: Bundle, precision: str) -> OnnxEngine:
-    files = bundle.manifest.precisions[precision]
-    return OnnxEngine(
-        vision_encoder=bundle.path(files.vision_encoder),
-        embed_tokens=bundle.path(files.embed_tokens),
-        decoder=bundle.path(files.decoder),
-        shape=bundle.manifest.decoder,
-        engine="cpu",
-    )
-
-
 def test_figures_by_hand(written: Path, model: Any, samples: list[Sample]) -> None:
     with Bundle.open(written) as bundle, exportable(model) as plain:
         compared = LabelledComparison(plain, bundle, labelled_sets(samples), "made up")
-        [exact] = compared.compare(engine_of(bundle, "fp32"), "fp32")
-        [quantized] = compared.compare(engine_of(bundle, "int8"), "int8")
+        [exact] = compared.compare(load_engine(bundle, "fp32", "cpu"), "fp32")
+        [quantized] = compared.compare(load_engine(bundle, "int8", "cpu"), "int8")
     with EmotionModel.load(written, precision="int8", engine="cpu") as ours:
         predicted = [ours.predict(sample.image, taxonomy="sentiment-2").distribution for sample in samples]
     p = np.array([list(distribution.values()) for distribution in predicted])
@@ -98,8 +87,8 @@ def test_a_calibrator_is_put_on_both_sides(tiny_bundle: Path, model: Any, sample
     answers = [Sample(image=sample.image, taxonomy="emotion6-7", answer="joy") for sample in samples]
     with Bundle.open(tiny_bundle) as bundle, exportable(model) as plain:
         compared = LabelledComparison(plain, bundle, labelled_sets(answers), "")
-        [raw] = compared.compare(engine_of(bundle, "fp32"), "fp32")
-        [calibrated] = compared.compare(engine_of(bundle, "int8"), "int8")
+        [raw] = compared.compare(load_engine(bundle, "fp32", "cpu"), "fp32")
+        [calibrated] = compared.compare(load_engine(bundle, "int8", "cpu"), "int8")
         assert calibrated.calibration == bundle.manifest.files["calibration.json"].sha256
     assert raw.calibration is None
     assert calibrated.torch.kl == pytest.approx(calibrated.graphs.kl, rel=0.02)

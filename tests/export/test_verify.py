@@ -16,7 +16,9 @@ from emocaliber.export.graph_parity import label_subsets
 from emocaliber.export.probes import synthetic_images
 from emocaliber.export.reference import PaddedPrompts, decoded_logits, label_scores
 from emocaliber.export.verify import Tolerances, verify_graphs
-from emocaliber.runtime.engine import OnnxEngine, available_engines
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.engine import available_engines
+from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.errors import BackendError, ConfigError, ExportError
 from emocaliber.runtime.parity import read_parity
 
@@ -61,16 +63,15 @@ def test_another_engine_is_compared_in_every_precision(
 ) -> None:
     """The CPU under another name, and a little off: on a device float32 may round otherwise, and drift."""
 
-    class Device(OnnxEngine):
-        def __init__(self, *, engine: str, **options: Any) -> None:
-            super().__init__(engine="cpu", **options)
-            self.name = f"onnxruntime-{engine}"
+    def load(bundle: Bundle, precision: str, name: Any) -> Any:
+        engine: Any = load_engine(bundle, precision, "cpu")
+        if name != "cpu":
+            exact = engine.decode
+            engine.name = f"onnxruntime-{name}"
+            engine.decode = lambda *given: ((found := exact(*given))[0] * 1.002, found[1])
+        return engine
 
-        def decode(self, *arguments: Any) -> Any:
-            logits, present = super().decode(*arguments)
-            return logits * (1.0 if self.name == "onnxruntime-cpu" else 1.002), present
-
-    monkeypatch.setattr(verify, "OnnxEngine", Device)
+    monkeypatch.setattr(verify, "load_engine", load)
     report = verify_graphs(model, written, processor=processor, steps=1, engines=["cuda"])
     assert set(report.engines["onnxruntime-cuda"]) == {"fp32", "int8"}
     on_device = report.engines["onnxruntime-cuda"]["fp32"]
@@ -126,12 +127,18 @@ def test_labels_that_change_each_other_are_found(
 ) -> None:
     """As when activations are quantised with one scale for all that is in a pass: more nodes, other numbers."""
 
-    class Leaking(OnnxEngine):
-        def decode(self, embeds: Any, mask: Any, positions: Any, rows: Any, past: Any) -> Any:
-            logits, present = super().decode(embeds, mask, positions, rows, past)
+    def load(bundle: Bundle, precision: str, name: Any) -> Any:
+        engine: Any = load_engine(bundle, precision, name)
+        exact = engine.decode
+
+        def decode(embeds: Any, *given: Any) -> Any:
+            logits, present = exact(embeds, *given)
             return logits + 1e-4 * embeds.shape[1] * np.arange(logits.shape[-1]) / 8, present
 
-    monkeypatch.setattr(verify, "OnnxEngine", Leaking)
+        engine.decode = decode
+        return engine
+
+    monkeypatch.setattr(verify, "load_engine", load)
     with pytest.raises(ExportError, match=r"int8 effect of other labels is \S+, at most 0.03"):
         verify_graphs(model, written, processor=processor, steps=1, force=True)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.commands import doctor
+from emocaliber.runtime.manifest import parse_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -272,7 +273,8 @@ def test_bundle_verify(tiny_bundle: Path, damaged_bundle: Path, capsys: pytest.C
 def test_bundle_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle", "inspect", str(tiny_bundle), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["manifest"] == json.loads((tiny_bundle / "bundle.json").read_text(encoding="utf-8"))
+    written = (tiny_bundle / "bundle.json").read_text(encoding="utf-8")
+    assert parse_manifest(json.dumps(summary["manifest"]), "printed") == parse_manifest(written, "written")
     assert [(c["taxonomy"], c["mode"], c["precision"]) for c in summary["calibrators"]] == [
         ("emotion6-7", "direct", "int8"),
         ("emotion6-7", "reason", "int8"),

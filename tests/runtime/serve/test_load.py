@@ -40,8 +40,8 @@ def test_overload_is_refused_cleanly_and_leaves_nothing(tiny_bundle: Path) -> No
             assert gauge(watcher, "emocaliber_places_taken") == 0
             assert gauge(watcher, "emocaliber_queue_length") == 0
             memory.append(gauge(watcher, "process_resident_memory_bytes"))
-        # Between such rounds the allocator alone moves some 15 MiB up and down; to keep the images of the accepted
-        # requests would add four times this.
+        # Between such rounds the allocator alone moves up to some 25 MiB up and down; to keep the images of the
+        # accepted requests would add five times this.
         assert memory[1] - memory[0] < 32 * 2**20, memory
 
 

@@ -54,6 +54,8 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
     opened.on("console", lambda message: complaints.append(message.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda made: complaints.append(made.url) if not allowed(made.url, address) else None)
+    # The browser hands over file choosers from now on; asked for beside the key that opens one, it would be too late.
+    opened.on("filechooser", lambda _: None)
     opened.goto(address)
     expect(opened.get_by_label("Labels", exact=True)).to_be_enabled()
     yield opened

@@ -1,0 +1,57 @@
+"""From the name of an engine to one that runs a bundle: ONNX Runtime's providers, or engines of TensorRT itself."""
+
+from __future__ import annotations
+
+from .bundle import Bundle
+from .engine import Engine, EngineName, OnnxEngine, embedding_session
+from .tensorrt.cache import find_engines, has_engines
+
+
+def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: int | None = None) -> Engine:
+    """Returns the named engine for one precision of a bundle.
+
+    ``tensorrt`` is the native engine where ``emocaliber export tensorrt`` has put engines beside the bundle, and ONNX
+    Runtime's TensorRT provider where there are none.
+
+    Args:
+        bundle: The bundle.
+        precision: One of its precisions.
+        engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
+        threads: Threads an operator may use; None lets ONNX Runtime choose.
+
+    Raises:
+        InputError: If the engine is unknown or `threads` is not positive.
+        BackendError: If the named engine does not come up, or no engines were built for this device.
+        DependencyError: If there are engines, but TensorRT or cuda-python is not installed.
+        ArtifactError: If a graph or a built engine is damaged.
+    """
+    graphs = bundle.manifest.precisions[precision]
+    if engine == "tensorrt" and has_engines(bundle):
+        return _native(bundle, precision)
+    return OnnxEngine(
+        vision_encoder=bundle.path(graphs.vision_encoder),
+        embed_tokens=bundle.path(graphs.embed_tokens),
+        decoder=bundle.path(graphs.decoder),
+        shape=bundle.manifest.decoder,
+        preprocessing=bundle.manifest.preprocessing,
+        engine=engine,
+        threads=threads,
+    )
+
+
+def _native(bundle: Bundle, precision: str) -> Engine:
+    # Imported here: `import emocaliber.runtime` stays as light as it is without a GPU.
+    from .tensorrt.engine import TensorRTEngine, local_target
+    from .tensorrt.library import tensorrt_library
+    from .tensorrt.memory import Device, cuda_runtime
+
+    library, cuda = tensorrt_library(), cuda_runtime()
+    folder = find_engines(bundle, precision, local_target(library, cuda))
+    return TensorRTEngine(
+        folder,
+        library=library,
+        device=Device(cuda),
+        embed=embedding_session(bundle.path(bundle.manifest.precisions[precision].embed_tokens)),
+        shape=bundle.manifest.decoder,
+        preprocessing=bundle.manifest.preprocessing,
+    )
