@@ -76,15 +76,15 @@ class GraphComparison:
         trees = [self._tree_scores(engine, probe) for probe in self._probes]
         singles = [self._single_scores(engine, probe) for probe in self._probes]
         drifts = [_centred(tree) - _centred(expected) for tree, expected in zip(trees, self._scores, strict=True)]
-        effects = [float(np.ptp(tree - alone)) for tree, alone in zip(trees, singles, strict=True)]
-        effects += [self._neighbour_effect(engine, probe) for probe in self._probes]
+        tree_difference = largest(_centred(t) - _centred(a) for t, a in zip(trees, singles, strict=True))
+        effects = [self._neighbour_effect(engine, probe) for probe in self._probes]
         return PrecisionParity(
             max_logit_difference=largest(logits - expected for logits, expected in steps),
             largest_logit=largest(expected for _, expected in steps),
             greedy_tokens=sum(len(logits) for logits, _ in steps),
             greedy_mismatches=sum(self._greedy_mismatches(logits, expected) for logits, expected in steps),
-            max_tree_difference=largest(_centred(t) - _centred(a) for t, a in zip(trees, singles, strict=True)),
-            max_neighbour_effect=float(np.max(effects)),
+            max_tree_difference=tree_difference,
+            max_neighbour_effect=float(np.max([tree_difference, *effects])),
             mean_score_drift=float(np.abs(np.concatenate(drifts)).mean()),
             max_score_drift=largest(drifts),
             kl_drift=self._kl_drift(trees),
@@ -121,7 +121,7 @@ class GraphComparison:
         return alone
 
     def _neighbour_effect(self, engine: Engine, probe: Probe) -> float:
-        """Returns how far two labels move against each other, in nats, when only some of the labels are asked.
+        """Returns how far a label's score moves, in nats, when only some of the labels are asked.
 
         The prompt stays the same and is read once, as the runtime does.
         """
@@ -133,7 +133,7 @@ class GraphComparison:
         effects = [0.0]
         for places in label_subsets(len(probe.answers)):
             some = self._read_tree(engine, context, probe, [last], [probe.answers[place] for place in places])
-            effects.append(float(np.ptp(whole[list(places)] - some)))
+            effects.append(largest([_centred(whole[list(places)]) - _centred(some)]))
         return float(np.max(effects))
 
     def _read_tree(

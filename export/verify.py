@@ -178,8 +178,8 @@ def _judged(report: ParityReport, *, force: bool) -> ParityReport:
     drifts = _drifts(report)
     if drifts and not force:
         raise ExportError(
-            f"calibration drifts too far: {'; '.join(drifts)}; leave that precision out, or accept it with --force or "
-            "a larger --max-kl-drift"
+            f"calibration drifts too far: {'; '.join(drifts)}; leave that precision out, or accept it with --force, "
+            "or with a larger --max-kl-drift (bundle.max_kl_drift of a recipe)"
         )
     return replace(report, forced=tuple(drifts))
 

@@ -37,10 +37,10 @@ class PrecisionParity:
     max_tree_difference: float
     """Largest difference, in nats, between a label's score in the tree and in a pass of its own, in this precision.
 
-    Here and in the drift of scores each image's mean is removed: the tree leaves out the tokens that all answers start
-    with."""
+    Here and below the mean over the labels is removed from scores: the tree leaves out the tokens that all answers
+    start with."""
     max_neighbour_effect: float | None = None
-    """Largest change, in nats, of the difference between two labels' scores when other labels are asked beside them."""
+    """Largest change, in nats, of a label's score when other labels, or none, are asked beside it."""
     mean_score_drift: float
     """Mean absolute difference from the model of label scores, in nats."""
     max_score_drift: float
