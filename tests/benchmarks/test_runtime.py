@@ -36,7 +36,9 @@ def test_the_whole_benchmark_at_tiny_size(benchmarks: ModuleType, tmp_path: Path
     import runtime
 
     out = tmp_path / "runtime.md"
-    words = ["--work", str(tmp_path), "--shape", "tiny", "--repeats", "1", "--threads", "1", "--precision", "int8"]
+    words = ["--work", str(tmp_path), "--shape", "tiny", "--repeats", "1", "--threads", "1"]
+    for name in ("int8", *runtime.RIVALS):  # these where they are installed
+        words += ["--competitor", name]
     assert runtime.main([*words, "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     for needed in (
