@@ -90,7 +90,6 @@ def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, 
     pixels = torch.from_numpy(work.pixels)[:, None].to(kind)
     prompt = torch.tensor([work.prompt])
     long = torch.from_numpy(np.resize(np.array(work.prompt), work.past)[None])
-    long = torch.where(long == work.image_token, work.prompt[0], long)
     text = model.model.text_model
     token = prompt[:, -1:]
 
