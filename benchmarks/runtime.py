@@ -63,6 +63,9 @@ MOST_TOKENS = 3
 PAST = 150
 ANSWER_TOKENS = 150
 """Length of the generated answer that a prediction is held against: its time is one forward and so many tokens."""
+STAGE_S = 180.0
+LEAST_ROUNDS = 3
+"""A stage ends after this time, but not before so many timed rounds."""
 STAGES = {
     "vision": "vision", "prefill": "prefill, whole prompt", "decode": f"decode, per token at {PAST}",
     "labels_8": "scores of 8 labels, text side", "labels_25": "of 25 labels", "labels_100": "of 100 labels",
@@ -89,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--competitor", action="append", choices=COMPETITORS, metavar="NAME",
         help=f"repeat for more; torch fp32 is always there (default: all of {', '.join(COMPETITORS)})",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: 15)")
+    parser.add_argument("--repeats", type=int, default=15, help="most timed rounds of a stage (default: 15)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
     arguments = parser.parse_args(words)
@@ -201,7 +204,10 @@ def measured(competitors: dict[str, dict[str, Any]], repeats: int) -> dict[str, 
     """Returns times in ms by competitor and stage: stage by stage, competitors in turn, the first round not counted."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in competitors}
     for stage in tqdm(STAGES, desc="measuring", file=sys.stderr, disable=None):
+        begun = time.perf_counter()
         for turn in range(repeats + 1):
+            if turn > LEAST_ROUNDS and time.perf_counter() - begun > STAGE_S:
+                break
             for name, stages in competitors.items():
                 if stage not in stages:
                     continue
@@ -250,6 +256,8 @@ def report(
 ) -> list[str]:  # fmt: skip
     """Returns the lines of the Markdown report."""
     medians = {name: {stage: median(values) for stage, values in row.items()} for name, row in times.items()}
+    counts = {len(values) for row in times.values() for values in row.values()}
+    rounds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(min(counts))
     name, flags = processor()
     kinds = " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags)
     read = ", ".join(f"{tokens} for {count}" for count, tokens in work.tree_tokens.items())
@@ -259,7 +267,7 @@ def report(
         f"{name} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, {date.today()}; "
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
         f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
-        f"Medians of {arguments.repeats} rounds, all competitors in turn in one process; load at the end "
+        f"Medians of {rounds} rounds, all competitors in turn in one process; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}`.",
         "",
