@@ -235,7 +235,8 @@ def cold_starts(
         "ids = torch.full((1, 60 + count), 9); ids[0, 20:20 + count] = model.config.image_token_id\n"
         "with torch.inference_mode(): model(input_ids=ids, pixel_values=torch.ones(1, 1, 3, size, size))"
     )
-    codes = {"import emocaliber.runtime": "import emocaliber.runtime"}
+    imports = ("import emocaliber.runtime", "from emocaliber.runtime import EmotionModel")
+    codes = {code: code for code in imports}
     codes["embedded bundle"] = ours_code.format(bundle=None, precision=None, threads=threads)
     codes |= {name: ours_code.format(bundle=str(bundle), precision=name, threads=threads) for name in precisions}
     codes["torch fp32"] = torch_code.format(weights=str(weights), threads=threads)
@@ -267,6 +268,7 @@ def report(
         f"{name} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, {date.today()}; "
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
         f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
+        "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
         f"Medians of {rounds} rounds, all competitors in turn in one process; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}`.",
