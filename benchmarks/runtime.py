@@ -257,6 +257,7 @@ def report(
 ) -> list[str]:  # fmt: skip
     """Returns the lines of the Markdown report."""
     medians = {name: {stage: median(values) for stage, values in row.items()} for name, row in times.items()}
+    chosen = "".join(f' --competitor "{name}"' for name in arguments.competitor or ())
     counts = {len(values) for row in times.values() for values in row.values()}
     rounds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(min(counts))
     name, flags = processor()
@@ -271,7 +272,7 @@ def report(
         "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
         f"Medians of {rounds} rounds, all competitors in turn in one process; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
-        f"--repeats {arguments.repeats} --threads {arguments.threads}`.",
+        f"--repeats {arguments.repeats} --threads {arguments.threads}{chosen}`.",
         "",
     ]
     lines += table("ms", medians, {said: cells(medians, stage, ".1f") for stage, said in STAGES.items()})
