@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
 from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 _SIDE = 2048
 _READ_BYTES = 1 << 29

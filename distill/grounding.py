@@ -7,6 +7,7 @@ of the tokens of the confidence, alone: see `emocaliber.train.tokenized_brier`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import time
@@ -86,6 +87,7 @@ def train_grounded(
             f"none of the {len(drawn) * table.samples} responses of the student follows the grammar, so there is no "
             f"confidence to train; train the student for longer, or lower ground.temperature ({table.temperature})"
         )
+    reference = copy.deepcopy(model).requires_grad_(requires_grad=False) if table.kl else None
     freeze_vision(model)
     return train_confidences(
         "ground",
@@ -98,6 +100,7 @@ def train_grounded(
             **epoch_arguments(table, recipe, folder), bf16=table.precision == "bf16", remove_unused_columns=False
         ),
         kl=table.kl,
+        reference=reference,
         log_weight=table.log_weight,
         parse_rate=len(responses) / (len(drawn) * table.samples),
         started=started,

@@ -4,12 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emocaliber.runtime.parity import ParityReport, PrecisionParity
+
     from .bundle import BundleSpec, write_bundle
     from .graphs import GraphFiles, export_graphs
     from .quantize import GraphQuantization, QuantizationReport, quantize_graphs
     from .tensorrt import build_engines
     from .transformers_js import write_transformers_js
-    from .verify import ParityReport, PrecisionParity, Tolerances, verify_graphs
+    from .verify import Tolerances, verify_graphs
 
 __all__ = [
     "BundleSpec",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -11,19 +10,19 @@ from typing import Any
 
 from emocaliber.evaluate.prompting import end_tokens, render_prompts, suppressed_tokens, tokenizer_json
 from emocaliber.evaluate.transformers_responder import visual_token_ids
-from emocaliber.runtime.bundle_recipe import BundleRecipe, graph_precisions
+from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe, graph_precisions
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
-    PARITY_NAME,
     TOKENIZER_NAME,
 )
+from emocaliber.runtime.parity import DECODE_STEPS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
-from emocaliber.runtime.sealing import check_free, seal, staged
+from emocaliber.runtime.sealing import check_free, seal, staged, write_parity
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .external_data import remove_graph
@@ -53,6 +52,8 @@ class BundleSpec:
     """Variants to ship."""
     default_precision: str = "int8"
     """The variant that runs when none is asked for."""
+    max_kl_drift: float = MAX_KL_DRIFT
+    """Largest drift of a precision's label probabilities, in nats; see `Tolerances.kl_drift`."""
     max_new_tokens: int = 320
     """Longest response."""
     opset: int = 20
@@ -102,6 +103,7 @@ def spec_from_table(
         template=template,
         precisions=precisions,
         default_precision=precisions[-1],
+        max_kl_drift=table.max_kl_drift,
         max_new_tokens=max_new_tokens,
         provenance={**{key: text for key, text in texts.items() if text}, **provenance},
     )
@@ -115,7 +117,8 @@ def write_bundle(
     *,
     calibrators: Sequence[Calibrator] = (),
     verify: bool = True,
-    tolerances: Tolerances | None = None,
+    steps: int = DECODE_STEPS,
+    force: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Returns ``target`` after exporting the model into a new bundle folder there.
@@ -130,7 +133,8 @@ def write_bundle(
         spec: Name, taxonomies, prompts, precisions and provenance.
         calibrators: Fitted calibrators, if there are any yet; `replace_calibration` of the runtime adds them later.
         verify: Whether to compare the graphs with the model; the result becomes ``parity.json``.
-        tolerances: Largest differences accepted there.
+        steps: Greedy decode steps compared there.
+        force: Whether a precision that drifts too far is written all the same, and marked in ``parity.json``.
         overwrite: Whether a bundle that stands at ``target`` is replaced; nothing else ever is.
 
     Raises:
@@ -145,8 +149,9 @@ def write_bundle(
         write_calibrators(calibrators, folder / CALIBRATION_NAME)
         seal(folder, _manifest_fields(model, processor, every, quantization))
         if verify:
-            parity = verify_graphs(model, folder, processor=processor, tolerances=tolerances or Tolerances())
-            atomic_write(folder / PARITY_NAME, json.dumps(to_mapping(parity), indent=1) + "\n")
+            accepted = Tolerances(kl_drift=spec.max_kl_drift)
+            parity = verify_graphs(model, folder, processor=processor, steps=steps, tolerances=accepted, force=force)
+            write_parity(parity, folder)
         if "fp32" not in spec.precisions:
             for name in graph_files("fp32").names():
                 remove_graph(folder / name)

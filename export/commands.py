@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emocaliber.runtime.bundle import Bundle
-from emocaliber.runtime.bundle_recipe import BundleRecipe
+from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
 from emocaliber.runtime.errors import ConfigError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.sealing import check_free, staged
 
-from . import engine_command, tune_command
+from . import engine_command, tune_command, verify_command
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,13 +68,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="variant to ship: fp32, fp16, int8, int4, or two for vision encoder and decoder, such as int8-int4; "
         "repeat for more, the last is the default (default: from the recipe, else fp32 and int8)",
     )
+    _add_drift(bundle, f"from the recipe, else {MAX_KL_DRIFT}")
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
     bundle.set_defaults(action_run=_run_bundle)
 
-    verify = actions.add_parser("verify", help="compare a bundle's graphs with the model they came from")
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
-    verify.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="folder written by transformers")
-    verify.set_defaults(action_run=_run_verify)
+    verify = actions.add_parser(
+        "verify", help="compare a bundle's graphs with the model they came from, and write its parity.json"
+    )
+    verify_command.configure(verify)
+    _add_drift(verify, f"what the bundle was written with, else {MAX_KL_DRIFT}")
+    verify.set_defaults(action_run=verify_command.run)
 
     tune = actions.add_parser("tune", help="measure every precision on this machine, and propose one")
     tune_command.configure(tune)
@@ -88,6 +91,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     engines = actions.add_parser("tensorrt", help="build TensorRT engines of a bundle, on the device that runs them")
     engine_command.configure(engines)
+
+
+def _add_drift(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--max-kl-drift",
+        type=float,
+        metavar="NATS",
+        help=f"refuse a precision whose probabilities drift further from the model's (default: {default})",
+    )
+    parser.add_argument("--force", action="store_true", help="accept it all the same; parity.json then says so")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -128,19 +141,9 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
     model, processor = load_source(arguments.model)
-    write_bundle(arguments.out, model, processor, spec, overwrite=arguments.overwrite)
+    write_bundle(arguments.out, model, processor, spec, force=arguments.force, overwrite=arguments.overwrite)
     size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     sys.stdout.write(f"{arguments.out}: {spec.name} {spec.version}, {size_bytes:,} bytes, verified\n")
-    return 0
-
-
-def _run_verify(arguments: argparse.Namespace) -> int:
-    from .sources import load_source
-    from .verify import verify_graphs
-
-    model, processor = load_source(arguments.model)
-    report = verify_graphs(model, arguments.bundle, processor=processor)
-    sys.stdout.write(json.dumps(to_mapping(report), indent=1) + "\n")
     return 0
 
 
@@ -169,6 +172,7 @@ def _spec(arguments: argparse.Namespace) -> BundleSpec:
         "version": arguments.model_version,
         "license": arguments.license,
         "precisions": arguments.precision,
+        "max_kl_drift": arguments.max_kl_drift,
     }
     fields = {"name": arguments.model.resolve().name, **recipe.get("bundle", {})}
     fields |= {key: value for key, value in given.items() if value is not None}

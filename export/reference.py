@@ -92,6 +92,36 @@ def label_scores(
     return scores
 
 
+def cached_label_scores(
+    model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]], pixels: Pixels
+) -> npt.NDArray[np.float64]:
+    """Returns what `label_scores` does, from one pass over the prompt and one over all answers: for many images."""
+    rows, longest = len(answers), max(map(len, answers)) - 1
+    with torch.no_grad():
+        inputs = _inputs(model, torch.tensor([list(prompt)]), pixels)
+        output = model(**inputs, use_cache=True)
+        predicted = torch.log_softmax(output.logits[:, -1:].double(), dim=-1).expand(rows, -1, -1)
+        if longest:
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(rows)
+            # Padded on the right: what an answer's own tokens see is not changed by it.
+            ids = torch.tensor([[*answer[:-1], *[answer[0]] * (longest + 1 - len(answer))] for answer in answers])
+            positions = (len(prompt) + torch.arange(longest)).expand(rows, -1)
+            if not isinstance(pixels, np.ndarray):
+                positions = (positions + model.model.rope_deltas[:1]).expand(3, -1, -1)
+            mask = torch.ones(rows, len(prompt) + longest, dtype=torch.int64)
+            logits = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).logits
+            predicted = torch.cat([predicted, torch.log_softmax(logits.double(), dim=-1)], dim=1)
+    return np.array(
+        [
+            sum(float(predicted[row, step, token]) for step, token in enumerate(answer))
+            for row, answer in enumerate(answers)
+        ]
+    )
+
+
 def expected_pixels(image_processor: Any, image: npt.NDArray[np.uint8]) -> Floats:
     """Returns what the transformers image processor makes of uint8 (H, W, 3), in the shape of the runtime's.
 

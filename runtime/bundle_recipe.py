@@ -8,6 +8,8 @@ from .errors import ConfigError
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 """Precisions of a graph."""
+MAX_KL_DRIFT = 0.02
+"""Accepted where a recipe says nothing else, in nats."""
 
 
 def graph_precisions(name: str) -> tuple[str, str]:
@@ -45,8 +47,12 @@ class BundleRecipe:
     """What the model was trained on, in words; stands in the model card."""
     limits: tuple[str, ...] = ()
     """What a user must know before relying on it; stands in the model card."""
+    max_kl_drift: float = MAX_KL_DRIFT
+    """A precision is shipped whose label probabilities have at most this mean divergence from the model's, in nats."""
 
     def __post_init__(self) -> None:
+        if not self.max_kl_drift > 0:
+            raise ConfigError(f"max_kl_drift is {self.max_kl_drift!r}, expected a positive number of nats")
         if not self.precisions:
             raise ConfigError("precisions is empty")
         for name in self.precisions:

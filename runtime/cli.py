@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,8 +75,27 @@ def load_command(name: str, command: Command) -> ModuleType:
     Raises:
         DependencyError: If its optional packages are not installed; the message says how to get them.
     """
-    with _naming_what_is_missing(name, command):
+    with _naming_what_is_missing(name, command), _leaving_at_once():
         return importlib.import_module(command.module)
+
+
+@contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process without ceremony: an exception is dropped or garbled by some modules that load."""
+
+    def leave(*_: object) -> None:
+        os.write(2, b"emocaliber: interrupted\n")
+        os._exit(EXIT_INTERRUPTED)
+
+    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not own or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

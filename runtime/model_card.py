@@ -7,6 +7,7 @@ from typing import Any
 
 from .calibration import Calibrator
 from .manifest import Manifest
+from .parity import ParityReport
 
 _WHAT = """It reads the emotion an image is likely to **evoke in people who look at it**, as a probability for each
 label of a list. It does not read what a person in the image feels, thinks or intends.
@@ -24,7 +25,7 @@ CARD_KEYS = ("summary", "training_data", "metrics", "limits")
 """Keys of a manifest's provenance that the card gives a section of their own; the rest is listed as it is."""
 
 
-def model_card(manifest: Manifest, calibrators: Sequence[Calibrator], parity: Mapping[str, Any] | None = None) -> str:
+def model_card(manifest: Manifest, calibrators: Sequence[Calibrator], parity: ParityReport | None = None) -> str:
     """Returns the card as Markdown.
 
     From the manifest's provenance it takes ``summary`` (text), ``training_data`` (text or list of texts), ``metrics``
@@ -124,20 +125,24 @@ def _calibration(manifest: Manifest, calibrators: Sequence[Calibrator]) -> str:
     return _table(header, rows) + "\n\nLog loss in nats, cross-validated." + note
 
 
-def _parity(manifest: Manifest, parity: Mapping[str, Any] | None) -> str:
+def _parity(manifest: Manifest, parity: ParityReport | None) -> str:
     precisions = ", ".join(f"{p} (default)" if p == manifest.default_precision else p for p in manifest.precisions)
     text = f"Precisions: {precisions}."
-    if not parity:
+    if parity is None:
         return f"{text} They were not compared with the model they came from."
     rows = [
         [
-            str(name),
-            *(_number(entry.get(key)) for key in ("max_logit_difference", "mean_score_drift", "max_score_drift")),
+            name,
+            engine,
+            *map(_number, (run.max_logit_difference, run.mean_score_drift, run.max_score_drift)),
+            "not measured" if run.kl_drift is None else _number(run.kl_drift),
         ]
-        for name, entry in parity["precisions"].items()
+        for (name, engine), run in parity.runs().items()
     ]
-    header = ["precision", "largest logit difference", "mean label score drift", "largest label score drift"]
-    return f"{text} Against the model they came from (differences in nats):\n\n" + _table(header, rows)
+    header = ["precision", "engine", "largest logit difference", "mean label score drift", "largest label score drift"]
+    table = _table([*header, "divergence of probabilities"], rows)
+    forced = "".join(f"\n\n**Beyond the accepted drift, and forced:** {fault}." for fault in parity.forced)
+    return f"{text} Against the model they came from (differences in nats):\n\n{table}{forced}"
 
 
 def _provenance(facts: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ from .errors import ExportError
 from .files import atomic_write, sha256_of
 from .manifest import CALIBRATION_NAME, MANIFEST_NAME, MODEL_CARD_NAME, PARITY_NAME, FileRecord
 from .model_card import model_card
+from .parity import ParityReport, read_parity
 from .records import to_mapping
-from .strict_json import parse_json
 
 
 def replace_calibration(
@@ -61,6 +61,30 @@ def replace_calibration(
         seal(folder, fields)
 
 
+def replace_parity(path: Path, parity: ParityReport) -> None:
+    """Puts another proof into a bundle folder, which is replaced in one step by a copy that shares its other files.
+
+    Args:
+        path: The bundle's folder.
+        parity: What its graphs were found to do.
+
+    Raises:
+        ArtifactError: If it is no valid bundle; it is then as it was.
+    """
+    with Bundle.open(path) as bundle:
+        fields = to_mapping(bundle.manifest)
+    fields.pop("files")
+    with staged(path) as folder:
+        shutil.copytree(path, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+        write_parity(parity, folder)
+        seal(folder, fields)
+
+
+def write_parity(parity: ParityReport, folder: Path) -> None:
+    """Writes ``parity.json`` into a folder that is sealed afterwards."""
+    atomic_write(folder / PARITY_NAME, json.dumps(to_mapping(parity), indent=1, allow_nan=False) + "\n")
+
+
 def seal(folder: Path, fields: Mapping[str, Any]) -> None:
     """Writes the model card and ``bundle.json`` for the files that stand in ``folder``, and opens the result.
 
@@ -77,7 +101,8 @@ def seal(folder: Path, fields: Mapping[str, Any]) -> None:
     _write_manifest(folder, fields)
     # Opened twice: the card is written from a manifest that is known to be valid, and changes it.
     with Bundle.open(folder, verify=False) as bundle:
-        atomic_write(card, model_card(bundle.manifest, bundle.calibrators, _read_parity(folder)))
+        parity = read_parity(folder / PARITY_NAME) if (folder / PARITY_NAME).is_file() else None
+        atomic_write(card, model_card(bundle.manifest, bundle.calibrators, parity))
     _write_manifest(folder, fields)
     Bundle.open(folder, verify=False).close()
 
@@ -89,11 +114,6 @@ def _write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
     }
     text = json.dumps({**fields, "files": to_mapping(files)}, indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write(folder / MANIFEST_NAME, text + "\n")
-
-
-def _read_parity(folder: Path) -> dict[str, Any] | None:
-    path = folder / PARITY_NAME
-    return parse_json(path.read_text(encoding="utf-8"), PARITY_NAME) if path.is_file() else None
 
 
 def check_free(target: Path, *, overwrite: bool = False, mark: str = MANIFEST_NAME) -> None:

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
+
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 ALIGNMENT = 256
 SPOILT = 0xFF

@@ -70,8 +70,9 @@ class GroundRecipe:
     """Images whose responses are drawn together."""
     direct_share: float = 0.5
     """Share of the images asked about in direct mode."""
-    kl: float = 0.1
-    """Weight of the cross-entropy of the responses, which keeps all but the confidence as it was (at temperature 1)."""
+    kl: float = 1.0
+    """Weight of the KL divergence, summed over a response, from the student before: it keeps all but the confidence as
+    it was."""
     log_weight: float = 0.1
     """Weight of a log score beside the Brier score: it teaches confidences that the student has never stated."""
     warmup: float = 0.05

@@ -8,10 +8,12 @@ log-likelihoods of all confidences c_k of the grid. It is least where p is all o
 
 p says nothing of what the model writes beside the grid, nor of the response before it, and a model trained on that
 alone forgets both. So two terms are added: ``-log sum_k P(c_k)``, the cost of stating no confidence of the grid, and,
-weighted by ``kl``, the cross-entropy of the response. As that was drawn from the model before, it is, but for a
-constant, an estimate of the KL divergence from that model, over the responses that follow the grammar. Stage *ground*
-adds a log score too (`grid_log_loss`): where p is near 0 the Brier score has no gradient, and a student's own success
-may lie where its teacher never stated a confidence.
+weighted by ``kl``, the KL divergence from the model before over the responses that follow the grammar: estimated by
+the cross-entropy of the drawn tokens, a mean over each response, or, where a copy of that model is at hand, as in
+*ground*, summed over all that it might have written at each of them. The estimate alone let a student's label
+distribution sharpen towards the answers that were drawn. Stage *ground* adds a log score too (`grid_log_loss`): where
+p is near 0 the Brier score has no gradient, and a student's own success may lie where its teacher never stated a
+confidence.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel as unwrap_model
 from peft import PeftModel, get_peft_model
 from PIL import Image
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -103,10 +106,11 @@ def confidence_tree(tokenizer: Any) -> LabelTree:
 def confidence_scores(
     model: Any, inputs: Mapping[str, torch.Tensor], tree: LabelTree, told: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns log-likelihoods of what follows each row and of its last tokens, with gradients, from a single pass.
+    """Returns what follows each row, and what might have stood in place of its last tokens, from a single pass.
 
-    Of the tree's paths (B, G), the tokens included that all of them begin with, and of the last ``told`` tokens of each
-    row (B, ``told``); float32.
+    That is the log-likelihoods of the tree's paths (B, G), the tokens included that all of them begin with, and the
+    log-probabilities (B, ``told``, V) of every token where the last ``told`` tokens of a row stand; float32, with
+    gradients.
 
     The nodes stand behind the row and attend to it and to the nodes above them, so that nothing is computed twice;
     unlike a key/value cache that is repeated for each path, this lets activations be computed again (gradient
@@ -135,7 +139,7 @@ def confidence_scores(
     rows = torch.as_tensor(ends.shape[1] + 1 + tree.parents, device=logits.device)
     nodes = log_probs[:, rows, torch.as_tensor(tree.tokens, device=logits.device)]
     scores = torch.stack([nodes[:, list(path)].sum(dim=-1) for path in tree.paths], dim=-1)
-    return scores + own[:, told:].sum(dim=1, keepdim=True), own[:, :told]
+    return scores + own[:, told:].sum(dim=1, keepdim=True), log_probs[:, :told]
 
 
 def _extended(inputs: Mapping[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -228,6 +232,7 @@ def train_confidences(
     *,
     arguments: TrainingArguments,
     kl: float,
+    reference: Any = None,
     log_weight: float = 0.0,
     parse_rate: float,
     watching: Sequence[TrainerCallback] = (),
@@ -244,7 +249,8 @@ def train_confidences(
         recipe: The run.
         folder: Where the model goes.
         arguments: Of the trainer.
-        kl: Weight of the responses' cross-entropy.
+        kl: Weight of what keeps the responses as they were.
+        reference: A copy of the model, which is not trained; None keeps the responses by their cross-entropy alone.
         log_weight: Weight of `grid_log_loss`.
         parse_rate: Share of the sampled responses that can be trained on, for the record.
         watching: More callbacks.
@@ -257,6 +263,7 @@ def train_confidences(
     trainer = _BrierTrainer(
         confidence_tree(processor.tokenizer),
         kl=kl,
+        reference=reference,
         log_weight=log_weight,
         parse_rate=parse_rate,
         model=model.train(),
@@ -333,10 +340,13 @@ class _Collator:
 class _BrierTrainer(StatedConfidences, Trainer):
     """`Trainer` whose loss is `tokenized_brier`, and what keeps the rest of a response as it was."""
 
-    def __init__(self, tree: LabelTree, *, kl: float, log_weight: float, parse_rate: float, **arguments: Any) -> None:
+    def __init__(
+        self, tree: LabelTree, *, kl: float, reference: Any, log_weight: float, parse_rate: float, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self._tree = tree
         self._kl = kl
+        self._reference = reference
         self._log_weight = log_weight
         self._parse_rate = parse_rate
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -349,14 +359,31 @@ class _BrierTrainer(StatedConfidences, Trainer):
         told = int(length.max())
         scores, log_probs = confidence_scores(model, inputs, self._tree, told)
         self._seen.append((scores.detach().softmax(dim=-1), right))
-        # A row's response are its last tokens; shorter ones stand at the end.
-        own = torch.arange(told, device=length.device) >= told - length[:, None]
-        entropy = -(log_probs * own).sum(dim=1) / length
-        losses = tokenized_brier(scores, right) - scores.logsumexp(dim=1) + self._kl * entropy
+        losses = tokenized_brier(scores, right) - scores.logsumexp(dim=1)
+        if self._kl:
+            losses = losses + self._kl * self._moved(inputs, log_probs, length)
         if self._log_weight:
             losses = losses + self._log_weight * grid_log_loss(scores, right)
         loss: torch.Tensor = losses.mean()
         return loss
+
+    def _moved(self, inputs: Any, log_probs: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Returns (B,) how far each response's distribution has moved, in nats, for the cross-entropy less a constant.
+
+        Args:
+            inputs: The rows.
+            log_probs: (B, T, V) of the model in training.
+            length: (B,) tokens of each response; they stand last.
+        """
+        told = log_probs.shape[1]
+        own = torch.arange(told, device=length.device) >= told - length[:, None]
+        if self._reference is None:
+            tokens = inputs["input_ids"][:, -told:]
+            return -(log_probs.gather(2, tokens[..., None])[..., 0] * own).sum(dim=1) / length
+        with torch.no_grad():
+            _, before = confidence_scores(self._reference, inputs, self._tree, told)
+        divergence = nn.functional.kl_div(log_probs, before, reduction="none", log_target=True).sum(dim=2)
+        return (divergence * own).sum(dim=1)
 
     def newly_stated(self) -> Stated:
         """Returns every confidence of the grid for each response, weighted by how probable the model is to state it."""

@@ -14,10 +14,12 @@ from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK, Command, load_command
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.hub import push
+from emocaliber.runtime.parity import parity_of
 from emocaliber.runtime.records import to_mapping
 
 from . import drift
 from .console import write_text
+from .proof import proof_lines
 
 FIT = Command("emocaliber.evaluate.fit_command", "evaluate", "fit calibrators on your own labelled images")
 """The action whose work is done by a layer above the runtime."""
@@ -27,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``bundle``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, help_text in (
-        ("inspect", "what the bundle is and what it was calibrated on"),
+        ("inspect", "what the bundle is, what it was calibrated on, and how its graphs compare with their model"),
         ("verify", "check every file against its hash"),
     ):
         action = actions.add_parser(name, help=help_text)
@@ -121,12 +123,13 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
-    """Returns the manifest, and of each calibrator what says where it holds."""
+    """Returns the manifest, of each calibrator what says where it holds, and the proof, None where there is none."""
     return {
         "folder": str(bundle.folder),
         "source": bundle.source,
         "manifest": to_mapping(bundle.manifest),
         "calibrators": [_scope(calibrator) for calibrator in bundle.calibrators],
+        "parity": to_mapping(parity_of(bundle)),
     }
 
 
@@ -164,5 +167,6 @@ def _description(bundle: Bundle) -> str:
         f"  {c.taxonomy}, {c.mode} mode, {c.precision} on {c.engine}: {c.method}, {c.n} images ({c.fitted_on})"
         for c in bundle.calibrators
     ]
+    lines += proof_lines(parity_of(bundle), manifest)
     summary = manifest.provenance.get("summary")
     return "\n".join([*lines, *([f"provenance: {summary}"] if isinstance(summary, str) else [])])

@@ -122,6 +122,22 @@ def test_the_stated_confidence_moves_to_the_success_rate(
         assert stated[1] < stated[0] - 0.1
 
 
+def test_what_is_answered_stays_where_it_is_weighed(
+    student: Path, ours: Any, scenes: list[Sample], tmp_path: Path
+) -> None:
+    labels, images = scenes[0].resolve().labels, [scene.image for scene in scenes]
+
+    def answers(folder: Path) -> torch.Tensor:
+        model = TransformersModel(load_model(folder), ours, TAUGHT.prompt, LONGEST)
+        return torch.from_numpy(model.score(images, labels, "direct").label_scores[:, 0]).log_softmax(dim=-1)
+
+    before, moved = answers(student), []
+    for kl in (0.0, 1.0):
+        after = answers(ground(student, ours, scenes, tmp_path / f"{kl}", epochs=6, kl=kl))
+        moved.append(float(torch.nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)))
+    assert moved[1] < 0.25 * moved[0]
+
+
 def test_the_tower_stays_as_it_is(student: Path, ours: Any, scenes: list[Sample], tmp_path: Path) -> None:
     folder = ground(student, ours, scenes, tmp_path, epochs=1)
     before, after = load_model(student).state_dict(), load_model(folder).state_dict()

@@ -5,12 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from emocaliber.export import bundle as bundle_module
 from emocaliber.export import graphs
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
+from emocaliber.runtime.parity import parity_of
+from emocaliber.runtime.records import to_mapping
+from emocaliber.runtime.samples import Sample, write_samples
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +60,57 @@ def test_bundle_from_a_folder_and_a_recipe(
     assert capsys.readouterr().out.startswith(f"{out}: from-recipe 0.1.0, ")
 
 
-def test_verify_prints_the_report(model_folder: Path, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "verify", str(written), "--model", str(model_folder)]) == 0
-    assert json.loads(capsys.readouterr().out)["precisions"]["fp32"]["greedy_mismatches"] == 0
+def samples_of(folder: Path) -> Path:
+    """Returns labelled images: votes for ``sentiment-2`` in one split, answers for ``emotion6-7`` in the other."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for place in range(10):
+        image = folder / f"{place}.png"
+        Image.fromarray(rng.integers(0, 256, (30 + place, 44, 3), dtype=np.uint8)).save(image)
+        told: dict[str, Any] = {"taxonomy": "sentiment-2", "votes": {"negative": 1.0 + place, "positive": 4.0}}
+        if place % 2:
+            told = {"taxonomy": "emotion6-7", "answer": "joy"}
+        samples.append(Sample(image=image.name, split="odd" if place % 2 else "even", **told))
+    write_samples(samples, folder / "samples.jsonl")
+    return folder / "samples.jsonl"
+
+
+def test_verify_writes_the_proof_and_prints_it(
+    model_folder: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(written, tmp_path / "bundle"))
+    words = ["export", "verify", str(bundle), "--model", str(model_folder), "--steps", "2"]
+    assert main([*words, "--json", "--data", str(samples_of(tmp_path)), "--split", "even", "--limit", "4"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["precisions"]["fp32"]["greedy_mismatches"] == 0
+    assert [(row["taxonomy"], row["precision"], row["n"]) for row in printed["labelled"]] == [
+        ("sentiment-2", "fp32", 4),
+        ("sentiment-2", "int8", 4),
+    ]
+    with Bundle.open(bundle) as opened:
+        assert to_mapping(parity_of(opened)) == printed
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    assert main([*words, "--max-kl-drift", "1e-8"]) == 1
+    assert "int8 KL drift is" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert main([*words, "--max-kl-drift", "1e-8", "--force"]) == 0
+    assert "FORCED, beyond the accepted drift: int8 KL drift is" in capsys.readouterr().out
+    assert main(words) == 1, "the bound that the bundle was last held to still holds"
+    assert main(["export", "verify", str(bundle / "bundle.json"), "--model", str(model_folder)]) == 1
+    assert "writes into a bundle folder" in capsys.readouterr().err
+
+
+def test_a_drift_beyond_the_recipe_s_bound_is_not_written(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text('[bundle]\nname = "n"\nlicense = "MIT"\nmax_kl_drift = 1e-8\n')
+    words = ["export", "bundle", str(model_folder), "--out", str(out), "--recipe", str(recipe)]
+    assert main(words) == 1
+    assert "int8 KL drift is" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+    assert main([*words, "--force"]) == 0
+    assert "and forced:** int8 KL drift" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_onnx_writes_six_graphs(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +153,7 @@ def test_folder_without_a_usable_model(
         (["--license", "MIT", "--taxonomy", "moods"], "unknown taxonomies ['moods']"),
         (["--recipe", "missing.toml"], "cannot read recipe missing.toml"),
         (["--license", "MIT", "--recipe", "RECIPE"], "unknown key style"),
+        (["--license", "MIT", "--max-kl-drift", "0"], "max_kl_drift is 0.0, expected a positive number"),
         (["--license", "MIT", "--provenance", "FACTS"], "must hold a table, found list"),
     ],
 )

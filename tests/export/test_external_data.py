@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from emocaliber.export import external_data
 from emocaliber.export.external_data import data_path, graph_bytes, remove_graph, save_graph
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 EMBED, DECODER = "embed_tokens.onnx", "decoder_model_merged.onnx"
 

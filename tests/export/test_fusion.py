@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from emocaliber.export.fusion import FUSED_OPSET, Fusions, fuse_decoder, fuse_vision
@@ -17,6 +16,7 @@ from emocaliber.runtime.context import empty_context, read, read_tree
 from emocaliber.runtime.engine import OnnxEngine
 from emocaliber.runtime.errors import ExportError
 from emocaliber.runtime.manifest import DecoderShape
+from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.tree import build_tree
 
 LAYERS, HEADS, WIDTH = 2, 1, 16

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from tiny_model import build_model
@@ -17,6 +16,7 @@ from emocaliber.evaluate.prompting import decoder_shape
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.export.graphs import check_supported, export_graphs
 from emocaliber.runtime.errors import ConfigError, ExportError
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from emocaliber.export.quantize import graph_files, quantize_graphs
 from emocaliber.export.quantized_nodes import quantize_blocks, quantize_channels
 from emocaliber.runtime.errors import ConfigError, ExportError
+from emocaliber.runtime.onnx_runtime import onnxruntime
 
 
 def save(folder: Path, name: str, nodes: list[Any], weights: dict[str, Any], width: int, out: int) -> None:

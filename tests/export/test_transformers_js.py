@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
@@ -19,6 +18,7 @@ from emocaliber.runtime.context import read
 from emocaliber.runtime.decoding import GREEDY, generate
 from emocaliber.runtime.engine import OnnxEngine
 from emocaliber.runtime.errors import ExportError
+from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prompting import Planner
 from emocaliber.runtime.tokenization import PromptTokenizer
 

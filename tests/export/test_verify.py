@@ -11,9 +11,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from emocaliber.export import verify
+from emocaliber.export.graph_parity import label_subsets
+from emocaliber.export.probes import synthetic_images
 from emocaliber.export.reference import PaddedPrompts, decoded_logits, label_scores
-from emocaliber.export.verify import Tolerances, synthetic_images, verify_graphs
-from emocaliber.runtime.errors import ConfigError, ExportError
+from emocaliber.export.verify import Tolerances, verify_graphs
+from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.engine import available_engines
+from emocaliber.runtime.engines import load_engine
+from emocaliber.runtime.errors import BackendError, ConfigError, ExportError
+from emocaliber.runtime.parity import read_parity
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_bundle"
 
@@ -25,11 +32,51 @@ def test_report_of_a_good_bundle(written: Path) -> None:
     assert exact["max_tree_difference"] < 1e-4
     assert exact["max_score_drift"] < 1e-4
     assert exact["greedy_mismatches"] == 0
-    assert exact["greedy_tokens"] == (1 + 2 + 3) * (1 + 8)
+    assert exact["greedy_tokens"] == (1 + 2 + 3) * (1 + 32)
     assert exact["largest_logit"] > 1
     assert quantized["max_tree_difference"] < 1e-4
     assert exact["max_score_drift"] < quantized["mean_score_drift"] < 0.5
     assert report["max_pixel_difference"] <= 1e-6
+    assert max(exact["max_neighbour_effect"], quantized["max_neighbour_effect"]) < 1e-4
+    assert 0 <= exact["kl_drift"] < 1e-9 < quantized["kl_drift"] < 1e-3
+    assert (report["decode_steps"], report["batch_sizes"], report["forced"]) == (32, [1, 2, 3], [])
+    assert report["image_sizes"] == [[61, 97], [130, 75], [33, 31]]
+    assert set(report["made_with"]) == {"emocaliber", "torch", "transformers", "onnxruntime"}
+
+
+def test_engines_that_do_not_come_up_are_named(written: Path) -> None:
+    report = read_parity(written / "parity.json")
+    came_up = {"cuda", "tensorrt"} & set(available_engines())
+    assert set(report.absent) == {"cuda", "tensorrt"} - came_up
+    assert all("did not come up" in reason for reason in report.absent.values())
+
+
+def test_an_engine_that_is_asked_for_must_come_up(written: Path, model: Any, processor: Any) -> None:
+    if "tensorrt" in available_engines():
+        pytest.skip("this ONNX Runtime has it")
+    with pytest.raises(BackendError, match="engine 'tensorrt' did not come up"):
+        verify_graphs(model, written, processor=processor, steps=1, engines=["tensorrt"])
+
+
+def test_another_engine_is_compared_in_every_precision(
+    written: Path, model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU under another name, and a little off: on a device float32 may round otherwise, and drift."""
+
+    def load(bundle: Bundle, precision: str, name: Any) -> Any:
+        engine: Any = load_engine(bundle, precision, "cpu")
+        if name != "cpu":
+            exact = engine.decode
+            engine.name = f"onnxruntime-{name}"
+            engine.decode = lambda *given: ((found := exact(*given))[0] * 1.002, found[1])
+        return engine
+
+    monkeypatch.setattr(verify, "load_engine", load)
+    report = verify_graphs(model, written, processor=processor, steps=1, engines=["cuda"])
+    assert set(report.engines["onnxruntime-cuda"]) == {"fp32", "int8"}
+    on_device = report.engines["onnxruntime-cuda"]["fp32"]
+    assert on_device.max_logit_difference == pytest.approx(0.002 * on_device.largest_logit, rel=0.01)
+    assert report.precisions["fp32"].max_logit_difference < 1e-4
 
 
 def test_the_committed_bundle_is_the_tiny_model(model: Any, processor: Any) -> None:
@@ -61,7 +108,7 @@ def poison(weight: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("decoder_model_merged.onnx", scramble, r"fp32: \d+ of 54 greedy tokens differ.*fp32 logit difference"),
+        ("decoder_model_merged.onnx", scramble, r"fp32: \d+ of 18 greedy tokens differ.*fp32 logit difference"),
         ("decoder_model_merged.onnx", poison, "fp32 logit difference is nan"),
         ("vision_encoder.onnx", scramble, "fp32 logit difference"),
         ("embed_tokens_int8.onnx", scramble, "int8 mean label score drift"),
@@ -72,7 +119,50 @@ def test_damaged_graphs_are_found(
 ) -> None:
     bundle = damaged(written, tmp_path / "damaged", name, change)
     with pytest.raises(ExportError, match=message):
-        verify_graphs(model, bundle, processor=processor)
+        verify_graphs(model, bundle, processor=processor, steps=2)
+
+
+def test_labels_that_change_each_other_are_found(
+    written: Path, model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when activations are quantised with one scale for all that is in a pass: more nodes, other numbers."""
+
+    def load(bundle: Bundle, precision: str, name: Any) -> Any:
+        engine: Any = load_engine(bundle, precision, name)
+        exact = engine.decode
+
+        def decode(embeds: Any, *given: Any) -> Any:
+            logits, present = exact(embeds, *given)
+            return logits + 1e-4 * embeds.shape[1] * np.arange(logits.shape[-1]) / 8, present
+
+        engine.decode = decode
+        return engine
+
+    monkeypatch.setattr(verify, "load_engine", load)
+    with pytest.raises(ExportError, match=r"int8 effect of other labels is \S+, at most 0.03"):
+        verify_graphs(model, written, processor=processor, steps=1, force=True)
+
+
+def test_subsets_of_labels() -> None:
+    assert label_subsets(2) == []
+    assert label_subsets(4) == [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
+    assert (0, 2, 4, 6) in label_subsets(7)
+
+
+def test_drift_is_refused_unless_forced(written: Path, model: Any, processor: Any) -> None:
+    strict = Tolerances(kl_drift=1e-8)
+    with pytest.raises(ExportError, match=r"drifts too far: int8 KL drift is \S+ nat, at most 1e-08; leave .* --force"):
+        verify_graphs(model, written, processor=processor, steps=1, tolerances=strict)
+    report = verify_graphs(model, written, processor=processor, steps=1, tolerances=strict, force=True)
+    assert len(report.forced) == 1
+    assert report.forced[0].startswith("int8 KL drift is ")
+    assert report.tolerances["kl_drift"] == 1e-8
+
+
+def test_force_accepts_drift_and_nothing_else(written: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+    bundle = damaged(written, tmp_path / "damaged", "decoder_model_merged.onnx", poison)
+    with pytest.raises(ExportError, match="fp32 logit difference is nan"):
+        verify_graphs(model, bundle, processor=processor, steps=1, force=True)
 
 
 def test_another_model_is_found(written: Path, processor: Any) -> None:
@@ -95,6 +185,8 @@ def test_other_preprocessing_is_found(written: Path, model: Any, processor: Any)
 def test_arguments_are_checked(written: Path, model: Any, processor: Any) -> None:
     with pytest.raises(ConfigError, match="at least three images, got 2"):
         verify_graphs(model, written, processor=processor, images=synthetic_images()[:2])
+    with pytest.raises(ConfigError, match="at least one decode step, got 0"):
+        verify_graphs(model, written, processor=processor, steps=0)
     with pytest.raises(ConfigError, match=r"tolerances must be positive, got \{'scores': 0.0\}"):
         Tolerances(scores=0.0)
 

@@ -56,7 +56,7 @@ def test_what_a_recipe_leaves_out_has_defaults(minimal: Path) -> None:
 def test_all_faults_are_named_at_once(minimal: Path) -> None:
     minimal.write_text(
         MINIMAL.replace("batch_size = 8", 'batch_size = "many"\nlearning_rat = 3')
-        + '[calibrate]\nlearning_rate = 1e-6\nsteps = 3\n[bundle]\nname = "b"\nprecisions = ["int3"]\n',
+        + '[calibrate]\nlearning_rate = 1e-6\nsteps = 3\n[bundle]\nname = "b"\ncalibration_images = "all"\n',
         encoding="utf-8",
     )
     with pytest.raises(ConfigError) as caught:
@@ -67,7 +67,7 @@ def test_all_faults_are_named_at_once(minimal: Path) -> None:
         "unknown key reason.learning_rat (known:",
         "reason.batch_size is 'many', expected int",
         "missing key calibrate.prompts_per_step",
-        "bundle.precisions[0] is 'int3', expected one of 'fp32', 'int8'",
+        "bundle.calibration_images is 'all', expected int",
     ):
         assert fault in message
 
