@@ -36,7 +36,6 @@ from transformers import Idefics3ForConditionalGeneration
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
-from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
