@@ -1,9 +1,8 @@
-"""What `runtime.py` compares: this package's engine in each precision, and torch on the same weights."""
+"""This package's engine in each precision, and torch on the same weights; `rivals.py` has the other engines."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from transformers import DynamicCache
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.context import Context, empty_context, read
-from emocaliber.runtime.engine import OnnxEngine
+from emocaliber.runtime.engine import Engine
+from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.model import EmotionModel
 
 Stage = Callable[[], Any]
@@ -36,23 +36,22 @@ class Work:
     """Token ids of the eight labels."""
     label_sets: dict[int, tuple[str, ...]]
     """Labels by their number."""
+    tree_tokens: dict[int, int]
+    """Tokens that the labels add to a pass, by their number."""
     past: int
     """Tokens behind which a token is decoded."""
 
 
 def ours(bundle: Path, precision: str, work: Work, threads: int) -> dict[str, Stage]:
     """Returns the stages of this package in one precision."""
-    model = EmotionModel.load(bundle, precision=precision, engine="cpu", threads=threads)
     opened = Bundle.open(bundle, verify=False)
-    files = opened.manifest.precisions[precision]
-    engine = OnnxEngine(
-        vision_encoder=opened.path(files.vision_encoder),
-        embed_tokens=opened.path(files.embed_tokens),
-        decoder=opened.path(files.decoder),
-        shape=opened.manifest.decoder,
-        engine="cpu",
-        threads=threads,
-    )
+    engine = load_engine(opened, precision, "cpu", threads=threads)
+    return engine_stages(opened, precision, engine, work)
+
+
+def engine_stages(opened: Bundle, precision: str, engine: Engine, work: Work) -> dict[str, Stage]:
+    """Returns the stages of this package on an engine."""
+    model = EmotionModel(opened, precision=precision, engine=engine)
     nothing = empty_context(opened.manifest.decoder)
     prompt = engine.embed(np.array([work.prompt]))
     prompt[np.array([work.prompt]) == work.image_token] = engine.encode_images(work.pixels)[0]
@@ -64,7 +63,7 @@ def ours(bundle: Path, precision: str, work: Work, threads: int) -> dict[str, St
         return read(engine, context, engine.embed(token), [0])
 
     def text_side(labels: tuple[str, ...]) -> Stage:
-        # The decoder's side of a prediction, with the prefix of these labels cached; `own_ms` reads its time.
+        # The decoder's side of a prediction; the round that is not counted reads the prefix of these labels.
         return lambda: model.predict(work.image, labels=labels).timing_ms["text"]
 
     return {
@@ -76,13 +75,21 @@ def ours(bundle: Path, precision: str, work: Work, threads: int) -> dict[str, St
     }
 
 
-def torch_eager(model: Any, work: Work) -> dict[str, Stage]:
-    """Returns the stages of transformers in the model's own type; label scores are one forward pass a label."""
+def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, Stage]:
+    """Returns the stages of transformers in the model's own type; label scores are one forward pass a label.
+
+    Args:
+        model: In evaluation mode; compiling changes it.
+        work: What to do.
+        compiled: Whether `torch.compile` takes both towers; its label scores are left out, as it compiles each length.
+    """
+    if compiled:
+        for tower in (model.model.vision_model, model.model.text_model):
+            tower.forward = torch.compile(tower.forward)
     kind = next(model.parameters()).dtype
     pixels = torch.from_numpy(work.pixels)[:, None].to(kind)
     prompt = torch.tensor([work.prompt])
     long = torch.from_numpy(np.resize(np.array(work.prompt), work.past)[None])
-    long = torch.where(long == work.image_token, work.prompt[0], long)
     text = model.model.text_model
     token = prompt[:, -1:]
 
@@ -115,25 +122,11 @@ def torch_eager(model: Any, work: Work) -> dict[str, Stage]:
         "vision": vision,
         "prefill": lambda: last_logits(embedded(prompt, features)),
         "decode": decode,
-        "labels_8": labels,
         "image": lambda: last_logits(embedded(prompt, vision())),
     }
+    if not compiled:
+        stages["labels_8"] = labels
     return {name: _without_gradients(stage) for name, stage in stages.items()}
-
-
-def not_run(flags: Sequence[str]) -> dict[str, str]:
-    """Returns who is not compared here, and why."""
-    why = {}
-    if not {"avx512_bf16", "amx_bf16"} & set(flags):
-        why["torch bf16"] = "this processor has no bf16 arithmetic; torch imitates it, hundreds of times slower"
-    for name, module in (
-        ("onnxruntime-genai", "onnxruntime_genai"),
-        ("OpenVINO", "openvino"),
-        ("llama.cpp", "llama_cpp"),
-    ):
-        installed = "installed, but no" if importlib.util.find_spec(module) else "not installed, and no"
-        why[name] = f"{installed} conversion of these weights is part of this benchmark"
-    return why
 
 
 def _without_gradients(stage: Stage) -> Stage:

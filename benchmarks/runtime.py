@@ -1,10 +1,11 @@
-"""Time and memory from an image to a distribution: this package against torch on the same random weights.
+"""Time and memory from an image to a distribution: this package against others on the same random weights.
 
     python benchmarks/runtime.py --work runs/benchmark --out benchmarks/runtime.md
 
 makes a bundle of the shape of SmolVLM-256M in ``--work`` (minutes, once; it is taken again where it stands), then runs
 every competitor alternately in one process and writes the medians. Run it on a machine that does nothing else. Random
 weights say nothing of accuracy; ``emocaliber export tune`` measures what a precision does to a trained model.
+What is not installed is not run: ``pip install openvino nncf onnxruntime-genai`` for all of them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from competitors import Work, not_run, ours, torch_eager
+from competitors import Stage, Work, ours, torch_model
+from rivals import RIVALS, genai, openvino
 from roofline import Roofline, floors_ms, measured_roofline
 from tqdm import tqdm
 from transformers import Idefics3ForConditionalGeneration
@@ -32,11 +36,11 @@ from transformers import Idefics3ForConditionalGeneration
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
-from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
 from emocaliber.runtime.tokenization import PromptTokenizer
+from emocaliber.runtime.tree import build_tree
 from emocaliber.train.model_recipe import BuildRecipe
 from emocaliber.train.models import build_model, build_processor
 
@@ -53,10 +57,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PRECISIONS = ("fp32", "int8", "int4", "int8-int4")
-LABELS = TAXONOMIES["emoset-8"].labels
+COMPETITORS = ("torch fp32", "torch compiled", "torch bf16", *PRECISIONS, *RIVALS)
+MOST_TOKENS = 3
+"""Of a label that is scored."""
 PAST = 150
 ANSWER_TOKENS = 150
 """Length of the generated answer that a prediction is held against: its time is one forward and so many tokens."""
+STAGE_S = 180.0
+LEAST_ROUNDS = 3
+"""A stage ends after this time, but not before so many timed rounds."""
 STAGES = {
     "vision": "vision", "prefill": "prefill, whole prompt", "decode": f"decode, per token at {PAST}",
     "labels_8": "scores of 8 labels, text side", "labels_25": "of 25 labels", "labels_100": "of 100 labels",
@@ -79,28 +88,58 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the bundle and torch's weights")
     parser.add_argument("--shape", choices=SHAPES, default="smolvlm-256m")
-    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="repeat for more (default: all)")
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: 15)")
+    parser.add_argument(
+        "--competitor", action="append", choices=COMPETITORS, metavar="NAME",
+        help=f"repeat for more; torch fp32 is always there (default: all of {', '.join(COMPETITORS)})",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=15, help="most timed rounds of a stage (default: 15)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
     arguments = parser.parse_args(words)
-    precisions = tuple(arguments.precision or PRECISIONS)
     torch.set_num_threads(arguments.threads)
     bundle, weights = prepared(arguments.work, arguments.shape)
-    flags, work = processor()[1], made_work(bundle)
-    competitors = {"torch fp32": torch_eager(opened(weights, torch.float32), work)}
-    if "torch bf16" not in not_run(flags):
-        competitors["torch bf16"] = torch_eager(opened(weights, torch.bfloat16), work)
-    competitors |= {name: ours(bundle, name, work, arguments.threads) for name in precisions}
+    work, skipped = made_work(bundle), not_run(processor()[1])
+    wanted = ["torch fp32", *(arguments.competitor or COMPETITORS)]
+    names = [name for name in COMPETITORS if name in wanted and name not in skipped]
+    competitors = {name: stages_of(name, bundle, weights, work, arguments.threads) for name in names}
     times = measured(competitors, arguments.repeats)
     roofline = measured_roofline(arguments.threads)
+    precisions = [name for name in names if name in PRECISIONS]
     cold = cold_starts(bundle, weights, precisions, arguments.threads, max(1, arguments.repeats // 5))
-    text = "\n".join(report(arguments, bundle, work, times, roofline, cold, flags)) + "\n"
+    text = "\n".join(report(arguments, bundle, work, times, roofline, cold, skipped)) + "\n"
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
     return 0
+
+
+def stages_of(name: str, bundle: Path, weights: Path, work: Work, threads: int) -> dict[str, Stage]:
+    """Returns the stages of one of `COMPETITORS`."""
+    kind, _, variant = name.partition(" ")
+    if kind == "torch":
+        model = opened(weights, torch.bfloat16 if variant == "bf16" else torch.float32)
+        return torch_model(model, work, compiled=variant == "compiled")
+    if kind == "OpenVINO":
+        return openvino(bundle, work, threads, int8=variant == "int8")
+    if kind == "genai":
+        return genai(bundle, weights, variant, work, threads)
+    return ours(bundle, name, work, threads)
+
+
+def not_run(flags: Sequence[str]) -> dict[str, str]:
+    """Returns who is not compared here, and why."""
+    why = {}
+    if not {"avx512_bf16", "amx_bf16"} & set(flags):
+        why["torch bf16"] = "this processor has no bf16 arithmetic; torch imitates it, hundreds of times slower"
+    if which("c++") is None:
+        why["torch compiled"] = "torch.compile needs a C++ compiler"
+    for name, modules in RIVALS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            why[name] = f"not installed: {', '.join(missing)}"
+    why["llama.cpp"] = "its Python package is compiled where it is installed, and reads none of these files"
+    return why
 
 
 def prepared(work: Path, shape: str) -> tuple[Path, Path]:
@@ -131,25 +170,44 @@ def made_work(bundle: Path) -> Work:
     with Bundle.open(bundle, verify=False) as found:
         manifest, tokenizer = found.manifest, PromptTokenizer(found.path("tokenizer.json"))
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    prompt = manifest.prompts.direct
-    text = prompt.prefix(LABELS) + manifest.image_block.text() + prompt.after_image
-    made_up = [f"{first} {second}" for first in LABELS for second in TAXONOMIES["webemo-25"].labels if first != second]
+    prompt, labels = manifest.prompts.direct, made_labels(tokenizer)
+    text = prompt.prefix(labels[:8]) + manifest.image_block.text() + prompt.after_image
+    label_sets = {count: labels[:count] for count in (8, 25, 100)}
+    answers = {count: [answer_tokens(tokenizer, label) for label in chosen] for count, chosen in label_sets.items()}
     return Work(
         image=image,
         pixels=manifest.preprocessing.batch([manifest.preprocessing.apply(image)]),
         prompt=tuple(tokenizer.encode(text)),
         image_token=tokenizer.token_id(manifest.image_block.token),
-        answers=tuple(tuple(tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}")) for label in LABELS),
-        label_sets={8: LABELS, 25: TAXONOMIES["webemo-25"].labels, 100: tuple(made_up[:100])},
+        answers=tuple(answers[8]),
+        label_sets=label_sets,
+        tree_tokens={count: len(build_tree(paths).inner) for count, paths in answers.items()},
         past=PAST,
     )
+
+
+def made_labels(tokenizer: PromptTokenizer) -> tuple[str, ...]:
+    """Returns at least 100 labels of one to `MOST_TOKENS` tokens: those of the taxonomies, then pairs of these."""
+    known = dict.fromkeys(label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels)
+    pairs = [f"{first} {second}" for second in known for first in known if first != second]
+    return tuple(
+        label for label in (*known, *pairs) if len(answer_tokens(tokenizer, label)) - 2 <= MOST_TOKENS
+    )  # fmt: skip
+
+
+def answer_tokens(tokenizer: PromptTokenizer, label: str) -> tuple[int, ...]:
+    """Returns the tokens of a label between its tags, which are one token each."""
+    return tuple(tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}"))
 
 
 def measured(competitors: dict[str, dict[str, Any]], repeats: int) -> dict[str, dict[str, list[float]]]:
     """Returns times in ms by competitor and stage: stage by stage, competitors in turn, the first round not counted."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in competitors}
     for stage in tqdm(STAGES, desc="measuring", file=sys.stderr, disable=None):
+        begun = time.perf_counter()
         for turn in range(repeats + 1):
+            if turn > LEAST_ROUNDS and time.perf_counter() - begun > STAGE_S:
+                break
             for name, stages in competitors.items():
                 if stage not in stages:
                     continue
@@ -177,7 +235,8 @@ def cold_starts(
         "ids = torch.full((1, 60 + count), 9); ids[0, 20:20 + count] = model.config.image_token_id\n"
         "with torch.inference_mode(): model(input_ids=ids, pixel_values=torch.ones(1, 1, 3, size, size))"
     )
-    codes = {"import emocaliber.runtime": "import emocaliber.runtime"}
+    imports = ("import emocaliber.runtime", "from emocaliber.runtime import EmotionModel")
+    codes = {code: code for code in imports}
     codes["embedded bundle"] = ours_code.format(bundle=None, precision=None, threads=threads)
     codes |= {name: ours_code.format(bundle=str(bundle), precision=name, threads=threads) for name in precisions}
     codes["torch fp32"] = torch_code.format(weights=str(weights), threads=threads)
@@ -194,55 +253,84 @@ def cold_starts(
 
 def report(
     arguments: argparse.Namespace, bundle: Path, work: Work, times: dict[str, dict[str, list[float]]],
-    roofline: Roofline, cold: dict[str, tuple[float, float]], flags: Sequence[str],
+    roofline: Roofline, cold: dict[str, tuple[float, float]], skipped: dict[str, str],
 ) -> list[str]:  # fmt: skip
     """Returns the lines of the Markdown report."""
     medians = {name: {stage: median(values) for stage, values in row.items()} for name, row in times.items()}
-    names, base = list(medians), medians["torch fp32"]
-    generated = base["image"] + ANSWER_TOKENS * base["decode"]
+    chosen = "".join(f' --competitor "{name}"' for name in arguments.competitor or ())
+    counts = {len(values) for row in times.values() for values in row.values()}
+    rounds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(min(counts))
+    name, flags = processor()
     kinds = " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags)
+    read = ", ".join(f"{tokens} for {count}" for count, tokens in work.tree_tokens.items())
     lines = [
         f"# Runtime on a CPU: shape {arguments.shape}, random weights",
         "",
-        f"{processor()[0]} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, "
-        f"{date.today()}; "
-        f"torch {torch.__version__}, transformers {version('transformers')}, onnxruntime {onnxruntime.__version__}. "
-        f"Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual. "
-        f"Medians of {arguments.repeats} rounds, all competitors in turn in one process; load at the end "
+        f"{name} ({kinds or platform.machine()}), {arguments.threads} threads of {os.cpu_count()}, {date.today()}; "
+        f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
+        f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
+        "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
+        f"Medians of {rounds} rounds, all competitors in turn in one process; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
-        f"--repeats {arguments.repeats} --threads {arguments.threads}`.",
+        f"--repeats {arguments.repeats} --threads {arguments.threads}{chosen}`.",
         "",
-        f"| ms | {' | '.join(names)} |",
-        f"|---|{'---:|' * len(names)}",
     ]
-    for stage, said in STAGES.items():
-        cells = [f"{medians[name][stage]:.1f}" if stage in medians[name] else "" for name in names]
-        lines.append(f"| {said} | {' | '.join(cells)} |")
-    lines += ["", "Times faster than torch fp32:", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    for stage in ("vision", "prefill", "decode", "labels_8", "image"):
-        lines.append(f"| {STAGES[stage]} | {' | '.join(f'{base[stage] / medians[n][stage]:.2f}' for n in names)} |")
-
-    def over(whole_ms: float, form: str) -> str:
-        return " | ".join(format(whole_ms / medians[name]["image"], form) for name in names)
-
-    lines.append(
-        f"| image to distribution, over one generated answer of {ANSWER_TOKENS} tokens in torch fp32 (computed: "
-        f"{generated:.0f} ms) | {over(generated, '.1f')} |"
-    )
-    if "torch bf16" in medians:
-        honest = medians["torch bf16"]["image"]
-        lines.append(f"| over one forward in torch bf16 | {over(honest, '.2f')} |")
-    for count in (25, 100):
-        cells = [
-            f"{medians[n][f'labels_{count}'] / medians[n]['labels_8']:.2f}" if f"labels_{count}" in medians[n] else ""
-            for n in names
-        ]
-        lines.append(f"| cost of {count} labels over 8 (not a speed-up) | {' | '.join(cells)} |")
+    lines += table("ms", medians, {said: cells(medians, stage, ".1f") for stage, said in STAGES.items()})
+    lines += ["", "Times faster than torch fp32:", "", *table("", medians, ratios(medians))]
+    growth = {
+        f"cost of {count} labels over 8, text side": cells(medians, f"labels_{count}", ".2f", under="labels_8")
+        for count in (25, 100)
+    }
+    lines += ["", *table("", medians, growth)]
     lines += roofline_lines(arguments.shape, bundle, work, medians, roofline)
     lines += ["", "| a fresh process | s | peak MiB |", "|---|---:|---:|"]
     lines += [f"| {name} | {seconds:.2f} | {peak:.0f} |" for name, (seconds, peak) in cold.items()]
-    lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in not_run(flags).items())]
+    lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in skipped.items())]
     return lines
+
+
+def ratios(medians: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """Returns rows of how many times faster than torch each is."""
+    base = medians["torch fp32"]
+    generated = base["image"] + ANSWER_TOKENS * base["decode"]
+    rows = {
+        STAGES[stage]: cells(medians, stage, ".2f", over=base[stage])
+        for stage in ("vision", "prefill", "decode", "labels_8", "image")
+    }
+    said = f"over one generated answer of {ANSWER_TOKENS} tokens in torch fp32 (computed: {generated:.0f} ms)"
+    rows[f"image to distribution, {said}"] = cells(medians, "image", ".1f", over=generated)
+    if "torch bf16" in medians:
+        rows["over one forward in torch bf16"] = cells(medians, "image", ".2f", over=medians["torch bf16"]["image"])
+    return rows
+
+
+def cells(
+    medians: dict[str, dict[str, float]], stage: str, form: str, *, over: float | None = None, under: str | None = None
+) -> list[str]:
+    """Returns a stage's time of each, or ``over`` by it, or it by the time of ``under``; empty where not run."""
+    row = []
+    for times in medians.values():
+        value = times.get(stage)
+        if value is not None and over is not None:
+            value = over / value
+        if value is not None and under is not None:
+            value /= times[under]
+        row.append("" if value is None else format(value, form))
+    return row
+
+
+def table(corner: str, names: Iterable[str], rows: dict[str, list[str]]) -> list[str]:
+    """Returns the lines of a table."""
+    columns = list(names)
+    head = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    return [*head, *(f"| {said} | {' | '.join(row)} |" for said, row in rows.items())]
+
+
+def versions() -> str:
+    """Returns the versions of what is compared, as far as it is installed."""
+    packages = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "onnxruntime-genai")
+    found = {dist.name: dist.version for package in packages for dist in distributions(name=package)}
+    return ", ".join(f"{package} {found[package]}" for package in packages if package in found)
 
 
 def roofline_lines(
@@ -255,14 +343,14 @@ def roofline_lines(
         f"{roofline.int8_gops:.0f} GOP/s int8 (products of 2,048²), {roofline.read_gbs:.1f} GB/s. Vision and prefill "
         "against operations, decode against bytes of weights:",
         "",
-        f"| | {' | '.join(medians)} |",
-        f"|---|{'---:|' * len(medians)}",
     ]
-    floors = {name: floors_ms(SHAPES[shape], len(work.prompt), name, bundle, roofline) for name in medians}
-    for stage in ("vision", "prefill", "decode"):
-        cells = [f"{floors[name][stage] / medians[name][stage]:.0%}" for name in medians]
-        lines.append(f"| {STAGES[stage]} | {' | '.join(cells)} |")
-    return lines
+    known = {name: row for name, row in medians.items() if name in ("torch fp32", "torch bf16", *PRECISIONS)}
+    floors = {name: floors_ms(SHAPES[shape], len(work.prompt), name, bundle, roofline) for name in known}
+    rows = {
+        STAGES[stage]: [f"{floors[name][stage] / known[name][stage]:.0%}" for name in known]
+        for stage in ("vision", "prefill", "decode")
+    }
+    return [*lines, *table("", known, rows)]
 
 
 def processor() -> tuple[str, list[str]]:

@@ -42,6 +42,8 @@ class Context:
 
     def repeated(self, batch: int) -> Context:
         """Returns the one sequence of this context ``batch`` times."""
+        if batch == 1:
+            return self
         return Context(
             past=tuple(np.repeat(part, batch, axis=0) for part in self.past),
             visible=np.repeat(self.visible, batch, axis=0),
@@ -110,6 +112,7 @@ def read(
     rows: Sequence[int],
     *,
     tree: LabelTree | None = None,
+    leaves: bool = True,
     active: Bools | None = None,
     placement: Placement | None = None,
 ) -> tuple[Floats32, Context]:
@@ -123,17 +126,18 @@ def read(
         embeds: (B, S, width) new tokens: first the linear ones, then the nodes of ``tree``.
         rows: New tokens whose logits are wanted.
         tree: The tree whose nodes come last.
+        leaves: Whether all of its nodes come; False is ``tree.inner`` alone, after which no path can be taken.
         active: (B,) False where a sequence has ended: its new token is padding and stays hidden.
         placement: Of the first linear tokens, where these hold padding or images with rows and columns.
     """
     batch, length = embeds.shape[:2]
-    nodes = 0 if tree is None else len(tree)
-    linear = length - nodes
+    nodes = np.zeros(0, dtype=np.int64) if tree is None else tree.nodes(leaves=leaves)
+    linear = length - len(nodes)
     among = np.tril(np.ones((length, length), dtype=np.bool_))
     steps = np.arange(length, dtype=np.int64)
     if tree is not None:
-        among[linear:, linear:] = tree.mask()
-        steps[linear:] = linear + tree.depths
+        among[linear:, linear:] = tree.mask()[np.ix_(nodes, nodes)]
+        steps[linear:] = linear + tree.depths[nodes]
     shown = np.ones((batch, length), dtype=np.bool_) if active is None else np.tile(active[:, None], length)
     offsets, taken = steps[None], np.full(batch, linear, dtype=np.int64)
     if placement is not None:
@@ -167,7 +171,13 @@ def _placed(placement: Placement, steps: Ints) -> Ints:
 
 
 def read_tree(
-    engine: Engine, context: Context, embeds: Floats32, tree: LabelTree, *, placement: Placement | None = None
+    engine: Engine,
+    context: Context,
+    embeds: Floats32,
+    tree: LabelTree,
+    *,
+    leaves: bool = True,
+    placement: Placement | None = None,
 ) -> tuple[NDArray[np.float64], Context]:
     """Returns (B, K) float64 log-likelihoods of the tree's paths, and the context to go on from with `Context.along`.
 
@@ -176,9 +186,11 @@ def read_tree(
         context: What was read so far.
         embeds: (B, S, width): at least one linear token, then the tree's nodes.
         tree: The tree.
+        leaves: As in `read`: the scores do not need them, going on along a path does.
         placement: As in `read`.
     """
-    root = embeds.shape[1] - len(tree) - 1
-    rows = [root, *(root + 1 + int(node) for node in tree.inner)]
-    logits, after = read(engine, context, embeds, rows, tree=tree, placement=placement)
+    nodes = tree.nodes(leaves=leaves)
+    start = embeds.shape[1] - len(nodes)
+    rows = [start - 1, *(start + np.searchsorted(nodes, tree.inner)).tolist()]
+    logits, after = read(engine, context, embeds, rows, tree=tree, leaves=leaves, placement=placement)
     return tree.scores(logits), after

@@ -6,6 +6,7 @@ how far its mean lies from theirs, which tells images of another kind long befor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Collection
@@ -58,9 +59,8 @@ class DriftReference:
     increasing."""
 
     def __post_init__(self) -> None:
-        entries = (entry for row in self.directions for entry in row)
-        numbers = (*self.mean, *entries, *self.variances, self.rest, *self.distances)
-        if not all(math.isfinite(number) for number in numbers):
+        numbers = itertools.chain(self.mean, *self.directions, self.variances, (self.rest,), self.distances)
+        if not all(map(math.isfinite, numbers)):
             raise ArtifactError("drift reference holds a number that is not finite")
         count = len(self.directions)
         if not count or count % 2 or count != len(self.variances):

@@ -103,10 +103,10 @@ def check_rgb(rgb: npt.NDArray[np.uint8]) -> None:
 
 def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
     """Returns ``(value / 255 - mean) / std`` of an RGB image, float32 (3, H, W), rounded as transformers rounds it."""
-    # Scaled in double, stored in single, normalised in single precision.
-    scaled = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
-    values = (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    # Scaled in double, stored in single, normalised in single precision; a byte has 256 values.
+    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
+    channels = zip(image.split(), np.array(mean, np.float32), np.array(std, np.float32), strict=True)
+    return np.stack([((scaled - centre) / spread).take(np.asarray(band)) for band, centre, spread in channels])
 
 
 def _longest_edge_size(width: int, height: int, longest_edge: int) -> tuple[int, int]:

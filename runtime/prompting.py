@@ -44,6 +44,12 @@ class Plan:
         """Memory it holds."""
         return self.prefix.size_bytes + self.after_embeds.nbytes + self.answer_embeds.nbytes
 
+    def response_embeds(self, *, leaves: bool) -> Floats32:
+        """Returns ``answer_embeds`` with all of the tree's nodes, or without its leaves; see `context.read`."""
+        linear = len(self.answer_embeds) - len(self.answers)
+        nodes = linear + self.answers.nodes(leaves=leaves)
+        return np.concatenate([self.answer_embeds[:linear], self.answer_embeds[nodes]])
+
 
 class Planner:
     """Makes plans and keeps the latest ones. Safe to use from several threads."""
@@ -61,7 +67,8 @@ class Planner:
         self.confidences = build_tree([tokenizer.encode(text) for text in texts])
         if not self.confidences.common:
             raise ArtifactError(f"the tokenizer splits {CONFIDENCE_OPEN} differently before different numbers")
-        self.confidence_embeds = self._embed([*self.confidences.common, *self.confidences.tokens])
+        nodes = self.confidences.nodes(leaves=False)
+        self.confidence_embeds = self._embed([*self.confidences.common, *self.confidences.tokens[nodes]])
 
     def plan(self, labels: tuple[str, ...], mode: Mode) -> Plan:
         """Returns the plan for these labels, from the cache where it is there.

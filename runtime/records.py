@@ -66,6 +66,8 @@ def _build(kind: Any, value: object, path: str, faults: list[str]) -> object:
             faults.append(f"{path} is {_shown(value)}, expected a list")
             return ()
         item = typing.get_args(kind)[0]
+        if set(map(type, value)) == {item}:
+            return tuple(value)
         return tuple(_build(item, entry, f"{path}[{i}]", faults) for i, entry in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):

@@ -150,7 +150,7 @@ class Scorer:
         plan = self._planner.plan(labels, mode)
         texts = None
         if mode == "direct":
-            label_scores, after = self._direct(plan, seen)
+            label_scores, after = self._direct(plan, seen, leaves=verbalize)
         else:
             label_scores, after, texts = self._reasoned(plan, seen, sampling)
         shaped = label_scores.reshape(len(seen.features), -1, len(labels))
@@ -213,13 +213,14 @@ class Scorer:
             text_ms=text_ms + 1e3 * (time.perf_counter() - start),
         )
 
-    def _direct(self, plan: Plan, seen: Seen) -> tuple[NDArray[np.float64], Context]:
+    def _direct(self, plan: Plan, seen: Seen, *, leaves: bool) -> tuple[NDArray[np.float64], Context]:
         """Returns (N, K) scores and the context after the label tree: one decoder pass for all of it."""
         prompt, placement = _with_images(plan, seen)
-        response = np.broadcast_to(plan.answer_embeds, (len(prompt), *plan.answer_embeds.shape))
+        answers = plan.response_embeds(leaves=leaves)
+        response = np.broadcast_to(answers, (len(prompt), *answers.shape))
         embeds = np.concatenate([prompt, response], axis=1)
         context = plan.prefix.repeated(len(prompt))
-        return read_tree(self._engine, context, embeds, plan.answers, placement=placement)
+        return read_tree(self._engine, context, embeds, plan.answers, leaves=leaves, placement=placement)
 
     def _reasoned(
         self, plan: Plan, seen: Seen, sampling: Sampling
@@ -251,7 +252,8 @@ class Scorer:
         chosen = after.along(plan.answers, choices)
         tree = self._planner.confidences
         embeds = self._planner.confidence_embeds
-        scores, _ = read_tree(self._engine, chosen, np.broadcast_to(embeds, (chosen.batch, *embeds.shape)), tree)
+        response = np.broadcast_to(embeds, (chosen.batch, *embeds.shape))
+        scores, _ = read_tree(self._engine, chosen, response, tree, leaves=False)
         expected: NDArray[np.float64] = softmax(scores) @ np.array(CONFIDENCE_GRID)
         return expected
 

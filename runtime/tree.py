@@ -38,6 +38,10 @@ class LabelTree:
         """Number of nodes of the longest path."""
         return int(self.depths.max()) + 1
 
+    def nodes(self, *, leaves: bool) -> Ints:
+        """Returns all nodes, or without the leaves the inner ones: all that scores need to be read."""
+        return np.arange(len(self), dtype=np.int64) if leaves else self.inner
+
     def mask(self) -> NDArray[np.bool_]:
         """Returns (M, M) bool: row i is True where node i attends, which is itself and the nodes above it."""
         allowed = np.eye(len(self), dtype=np.bool_)
@@ -53,10 +57,11 @@ class LabelTree:
             logits: (..., 1 + I, V): of the last token before the tree, then of each inner node.
         """
         log_totals = np.stack([_log_total(logits[..., row, :]) for row in range(logits.shape[-2])], axis=-1)
-        row_of = {-1: 0, **{int(node): row for row, node in enumerate(self.inner, 1)}}
-        rows = np.array([row_of[int(parent)] for parent in self.parents])
+        rows = np.searchsorted(self.inner, self.parents, side="right")
         node_scores = logits[..., rows, self.tokens] - log_totals[..., rows]
-        return np.stack([node_scores[..., list(path)].sum(axis=-1) for path in self.paths], axis=-1)
+        starts = np.cumsum([0, *map(len, self.paths[:-1])])
+        scores: NDArray[np.float64] = np.add.reduceat(node_scores[..., np.concatenate(self.paths)], starts, axis=-1)
+        return scores
 
 
 def build_tree(paths: Sequence[Sequence[int]]) -> LabelTree:
@@ -101,10 +106,12 @@ def build_tree(paths: Sequence[Sequence[int]]) -> LabelTree:
 
 
 def _log_total(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns (...) float64, the log of the summed exponentials along the last axis."""
-    values = logits.astype(np.float64)
-    peaks = values.max(axis=-1, keepdims=True)
-    total: NDArray[np.float64] = peaks[..., 0] + np.log(np.exp(values - peaks).sum(axis=-1))
+    """Returns (...) float64, the log of the summed exponentials along the last axis.
+
+    Exponentials in single precision, which the logits have themselves: several times faster on large vocabularies.
+    """
+    peaks = logits.max(axis=-1, keepdims=True)
+    total: NDArray[np.float64] = peaks[..., 0] + np.log(np.exp(logits - peaks).sum(axis=-1, dtype=np.float64))
     return total
 
 

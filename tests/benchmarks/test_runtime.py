@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 
@@ -36,7 +37,9 @@ def test_the_whole_benchmark_at_tiny_size(benchmarks: ModuleType, tmp_path: Path
     import runtime
 
     out = tmp_path / "runtime.md"
-    words = ["--work", str(tmp_path), "--shape", "tiny", "--repeats", "1", "--threads", "1", "--precision", "int8"]
+    words = ["--work", str(tmp_path), "--shape", "tiny", "--repeats", "1", "--threads", "1"]
+    for name in ("int8", *runtime.RIVALS):  # those that are installed
+        words += ["--competitor", name]
     assert runtime.main([*words, "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     for needed in (
@@ -48,3 +51,12 @@ def test_the_whole_benchmark_at_tiny_size(benchmarks: ModuleType, tmp_path: Path
         "Not run",
     ):
         assert needed in text
+
+    bundle, weights = runtime.prepared(tmp_path, "tiny")
+    work, missing = runtime.made_work(bundle), runtime.not_run([])
+    expected = runtime.stages_of("torch fp32", bundle, weights, work, 1)
+    for name in {"fp32", "OpenVINO"} - set(missing):
+        stages = runtime.stages_of(name, bundle, weights, work, 1)
+        for stage in ("prefill", "decode"):
+            logits, _ = stages[stage]()
+            np.testing.assert_allclose(logits.ravel(), expected[stage]().ravel(), atol=1e-4, err_msg=f"{name} {stage}")

@@ -37,12 +37,21 @@ def test_load_and_predict_without_the_heavy_libraries(tiny_bundle: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_importing_the_package_alone_loads_no_library() -> None:
+    code = (
+        "import sys, emocaliber.runtime; print(sorted({'numpy', 'PIL', 'onnxruntime', 'tokenizers'} & {*sys.modules}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
 def test_exported_names() -> None:
     assert list(runtime.__all__) == sorted(runtime.__all__)
     for name in runtime.__all__:
         assert getattr(runtime, name) is not None
     modules = {path.stem for path in Path(runtime.__file__).parent.iterdir()}
     public = {name for name in vars(runtime) if not name.startswith("_") and name not in modules}
-    assert public - set(runtime.__all__) <= {"TYPE_CHECKING", "Any"}
+    assert public - set(runtime.__all__) <= {"TYPE_CHECKING", "Any", "import_module"}
     with pytest.raises(AttributeError, match="Emotions"):
         _ = runtime.Emotions

@@ -87,6 +87,18 @@ def test_a_tree_pass_equals_one_pass_per_label() -> None:
         np.testing.assert_allclose(log_softmax(logits[0], axis=-1), expected, atol=1e-5)
 
 
+def test_scores_need_no_leaves() -> None:
+    engine = NumpyEngine()
+    prompt, paths = [3, 1, 4], [[6, 7, 19], [8, 19], [6, 19], [9, 7, 7, 19]]
+    tree = build_tree(paths)
+    nodes = tree.nodes(leaves=False)
+    assert tree.tokens[nodes].tolist() == [6, 7, 8, 9, 7, 7]
+    embeds = engine.embed(np.array([[*prompt, *tree.tokens[nodes]]]))
+    scores, after = read_tree(engine, empty_context(SHAPE), embeds, tree, leaves=False)
+    np.testing.assert_allclose(scores[0], [likelihood(engine, prompt, path) for path in paths], atol=1e-5)
+    assert after.visible.tolist() == [[True] * len(prompt) + [False] * len(nodes)]
+
+
 def write(
     engine: NumpyEngine,
     context: Context,
