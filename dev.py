@@ -47,7 +47,8 @@ def main() -> int:
         if arguments.command == "quickstart":
             return run("emocaliber", "quickstart", "--predict", str(PHOTO), *arguments.rest)
         if arguments.command == "test":
-            return run("pytest", *arguments.rest)
+            # One process a core; two that each use all cores would wait for one another.
+            return run("pytest", "-n", "auto", *arguments.rest, OMP_NUM_THREADS="1")
         return check() if arguments.command == "check" else 0
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)
@@ -97,9 +98,15 @@ def ensure_environment() -> None:
     _say(f"set up in {time.monotonic() - started:.0f} s")
 
 
-def run(program: str, *words: str) -> int:
-    """Returns the exit status of a program of the environment, run from the checkout's root."""
-    environment = _clean_environment()
+def run(program: str, *words: str, **defaults: str) -> int:
+    """Returns the exit status of a program of the environment, run from the checkout's root.
+
+    Args:
+        program: Its name.
+        words: Its arguments.
+        defaults: Environment variables, for those that are not set.
+    """
+    environment = {**defaults, **_clean_environment()}
     environment["PATH"] = f"{_program('python').parent}{os.pathsep}{environment.get('PATH', '')}"
     return subprocess.run([str(_program(program)), *words], cwd=ROOT, env=environment, check=False).returncode
 

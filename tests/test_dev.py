@@ -74,7 +74,7 @@ def test_set_up_once_then_only_the_command(machine: Machine, monkeypatch: pytest
     assert machine.main(monkeypatch, "test") == 0
     assert (machine.created, machine.programs()) == (1, ["pip", "pytest", "pytest"])
     assert machine.commands[0][-2:] == ["-e", f"{machine.folder.resolve()}[dev]"]
-    assert machine.commands[1][1:] == ["-k", "tree", "--maxfail=1"]
+    assert machine.commands[1][1:] == ["-n", "auto", "-k", "tree", "--maxfail=1"]
     assert not [environment for environment in machine.environments if "PYTHONPATH" in environment]
 
 
