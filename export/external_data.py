@@ -47,6 +47,8 @@ def save_graph(model: onnx.ModelProto, path: Path, *, apart: bool = False, share
         location=data_path(path).name,
         size_threshold=_SMALLEST_BYTES,
     )
+    # onnx lets nobody but the writer read them; a bundle is for others too.
+    data_path(path).chmod(0o644)
 
 
 def graph_bytes(path: Path) -> int:

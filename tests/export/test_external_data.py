@@ -50,6 +50,7 @@ def test_weights_that_do_not_fit_stand_beside_the_graph(
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}{end}" for name in (EMBED, DECODER) for end in ("", "_data")
     }
+    assert all(path.stat().st_mode & 0o044 for path in tmp_path.iterdir()), "others may read them"
     ids = [7, 8, 9, 30]
     assert np.array_equal(logits(tmp_path, ids), logits(written, ids))
     remove_graph(tmp_path / DECODER)
