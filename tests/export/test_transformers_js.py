@@ -56,7 +56,7 @@ def written_by_the_runtime(bundle: Bundle, precision: str, pixels: Any, taxonomy
     planner = Planner(bundle.manifest, PromptTokenizer(bundle.path(TOKENIZER_NAME)), engine)
     plan = planner.plan(bundle.manifest.taxonomies[taxonomy], "reason")
     features = engine.encode_images(pixels)
-    embeds = np.concatenate([features, plan.prompt_embeds[None, features.shape[1] :]], axis=1)
+    embeds = np.concatenate([features, plan.after_embeds[None]], axis=1)
     logits, context = read(engine, plan.prefix, embeds, [embeds.shape[1] - 1])
     steps = generate(
         engine,
