@@ -27,8 +27,8 @@ from emocaliber.export.external_data import graph_bytes
 from emocaliber.export.families import decoder_of, patch_preprocessing_of
 from emocaliber.export.graphs import DECODER, EMBED, GRAPHS, VISION, export_graphs
 from emocaliber.export.tensorrt import Network, decoder_profiles, embed_profile, vision_profile
+from emocaliber.runtime.tensorrt.bindings import named_target, tensorrt_library
 from emocaliber.runtime.tensorrt.cache import EngineLimits
-from emocaliber.runtime.tensorrt.library import named_target, tensorrt_library
 
 MAX_NEW_TOKENS = 320
 

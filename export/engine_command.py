@@ -9,9 +9,9 @@ from typing import Any
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import BackendError, ConfigError, EmoCaliberError, ExportError
+from emocaliber.runtime.tensorrt.bindings import Target, named_target, tensorrt_library
 from emocaliber.runtime.tensorrt.cache import EngineLimits
 from emocaliber.runtime.tensorrt.engine import local_target
-from emocaliber.runtime.tensorrt.library import Target, named_target, tensorrt_library
 from emocaliber.runtime.tensorrt.memory import cuda_runtime
 
 from .tensorrt import UnsupportedGraphError, build_engines

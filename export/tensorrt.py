@@ -21,6 +21,7 @@ from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.manifest import Manifest
 from emocaliber.runtime.patches import PatchPreprocessing
 from emocaliber.runtime.sealing import staged
+from emocaliber.runtime.tensorrt.bindings import Target, collecting_logger
 from emocaliber.runtime.tensorrt.cache import (
     DECODE,
     DECODER_NAME,
@@ -33,7 +34,6 @@ from emocaliber.runtime.tensorrt.cache import (
     read_record,
     write_record,
 )
-from emocaliber.runtime.tensorrt.library import Target, collecting_logger
 
 MAX_LOGIT_ROWS = 256
 """Tokens of a pass whose logits are read at most: one for each inner node of a label tree, and its root."""
@@ -93,7 +93,7 @@ def build_engines(
         VISION_NAME: (bundle.path(graphs.vision_encoder), [vision_profile(shapes, limits)]),
         DECODER_NAME: (bundle.path(graphs.decoder), list(decoder_profiles(shapes, limits).values())),
     }
-    timings = cache_folder(bundle) / f"{target.library}-{target.library_version}-{target.compute_capability}.timings"
+    timings = cache_folder(bundle) / f"{target.package}-{target.package_version}-{target.compute_capability}.timings"
     started = time.monotonic()
     networks = {name: Network(library, graph) for name, (graph, _) in work.items()}
     with staged(folder) as partial:
@@ -203,12 +203,12 @@ class Network:
                 profile.set_shape(name, low, usual, high)
             if config.add_optimization_profile(profile) < 0:
                 raise ExportError(self._failure(f"refuses the shapes {dict(ranges)}"))
-        if target.library == "tensorrt_rtx":
+        if target.package == "tensorrt_rtx":
             config.num_compute_capabilities = 1
             name = f"SM{target.compute_capability.replace('.', '')}"
             config.set_compute_capability(self._library.ComputeCapability.__members__[name], 0)
         # TensorRT-RTX measures nothing when it builds.
-        cache = _timing_cache(config, timings) if target.library == "tensorrt" else None
+        cache = _timing_cache(config, timings) if target.package == "tensorrt" else None
         bars = progress_bars(self._library, self._name)
         if bars is not None:
             config.progress_monitor = bars

@@ -41,8 +41,8 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
 
 def _native(bundle: Bundle, precision: str) -> Engine:
     # Imported here: `import emocaliber.runtime` stays as light as it is without a GPU.
+    from .tensorrt.bindings import tensorrt_library
     from .tensorrt.engine import TensorRTEngine, local_target
-    from .tensorrt.library import tensorrt_library
     from .tensorrt.memory import Device, cuda_runtime
 
     library, cuda = tensorrt_library(), cuda_runtime()

@@ -18,7 +18,7 @@ from emocaliber.runtime.manifest import FileRecord
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.strict_json import parse_json
 
-from .library import Target
+from .bindings import Target
 
 CACHE_SCHEMA = 1
 """Schema version of ``engines.json``."""

@@ -19,8 +19,8 @@ from emocaliber.runtime.manifest import DecoderShape
 from emocaliber.runtime.patches import PatchPreprocessing
 from emocaliber.runtime.preprocessing import Preprocessing
 
+from .bindings import Target, collecting_logger, target_of
 from .cache import DECODE, DECODER_NAME, PREFILL, PROFILES, TREE, VISION_NAME
-from .library import Target, collecting_logger, target_of
 from .memory import Device, DeviceArray, checked
 
 _CHOICE = tuple(PROFILES.index(name) for name in (DECODE, TREE, PREFILL))

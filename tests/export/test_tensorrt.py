@@ -32,8 +32,8 @@ from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ExportError
 from emocaliber.runtime.manifest import DecoderShape
 from emocaliber.runtime.patches import PatchPreprocessing
+from emocaliber.runtime.tensorrt.bindings import named_target
 from emocaliber.runtime.tensorrt.cache import EngineLimits, cache_folder, read_record
-from emocaliber.runtime.tensorrt.library import named_target
 
 tensorrt = pytest.importorskip("tensorrt_rtx", reason="no wheel of TensorRT-RTX for this platform")
 

@@ -20,8 +20,9 @@ from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import ArtifactError, BackendError, ConfigError, DependencyError
 from emocaliber.runtime.model import EmotionModel
 from emocaliber.runtime.sealing import seal
-from emocaliber.runtime.tensorrt import library as library_module
+from emocaliber.runtime.tensorrt import bindings
 from emocaliber.runtime.tensorrt import memory as memory_module
+from emocaliber.runtime.tensorrt.bindings import Target, named_target, target_of
 from emocaliber.runtime.tensorrt.cache import (
     DECODER_NAME,
     PROFILES,
@@ -34,7 +35,6 @@ from emocaliber.runtime.tensorrt.cache import (
     write_record,
 )
 from emocaliber.runtime.tensorrt.engine import local_target
-from emocaliber.runtime.tensorrt.library import Target, named_target, target_of
 from emocaliber.runtime.tensorrt.memory import Device
 
 LIMITS = EngineLimits(batch=2, text_tokens=256)
@@ -65,7 +65,7 @@ class Gpu:
 @pytest.fixture
 def gpu(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    monkeypatch.setattr(library_module, "tensorrt_library", lambda: found.library)
+    monkeypatch.setattr(bindings, "tensorrt_library", lambda: found.library)
     monkeypatch.setattr(memory_module, "cuda_runtime", lambda: found.cuda)
     return found
 
@@ -156,7 +156,7 @@ def test_engines_of_another_precision(gpu: Gpu) -> None:
     ("changes", "reason"),
     [
         ({"device": "Other GPU"}, "device Simulated GPU instead of Other GPU"),
-        ({"library_version": "10.10.0"}, "library version 10.9.0 instead of 10.10.0"),
+        ({"package_version": "10.10.0"}, "package version 10.9.0 instead of 10.10.0"),
         ({"compute_capability": "9.0"}, "compute capability 8.7 instead of 9.0"),
     ],
 )
@@ -233,9 +233,9 @@ def test_half_precision_comes_back_as_float32() -> None:
 
 
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bindings.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=r"TensorRT is not installed; run: pip install 'emocaliber\[tensorrt\]'"):
-        library_module.tensorrt_library()
+        bindings.tensorrt_library()
     monkeypatch.setattr(memory_module.importlib, "import_module", _missing)
     with pytest.raises(DependencyError, match="cuda-python is not installed"):
         memory_module.cuda_runtime()
@@ -246,18 +246,18 @@ def _missing(name: str) -> Any:
 
 
 def test_an_old_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(bindings.importlib.util, "find_spec", lambda name: name)
     old = SimulatedLibrary([], [])
     old.__version__ = "8.6.1"
-    monkeypatch.setattr(library_module.importlib, "import_module", lambda name: old)
+    monkeypatch.setattr(bindings.importlib, "import_module", lambda name: old)
     with pytest.raises(BackendError, match=r"TensorRT 8\.6\.1 is installed, 10 or newer is needed"):
-        library_module.tensorrt_library()
+        bindings.tensorrt_library()
 
 
 def test_targets() -> None:
     library = SimulatedLibrary([], [])
     target = local_target(library, SimulatedCuda())
-    assert (target.device, target.compute_capability, target.library_version) == ("Simulated GPU", "8.7", "10.9.0")
+    assert (target.device, target.compute_capability, target.package_version) == ("Simulated GPU", "8.7", "10.9.0")
     with pytest.raises(ConfigError, match="target is 'SM89'; TensorRT builds for the GPU of this machine alone"):
         named_target(library, "SM89")
     library.__name__ = "tensorrt_rtx"  # type: ignore[misc]

@@ -22,10 +22,10 @@ ANY_DEVICE = "any"
 class Target:
     """What an engine runs on: it fits nothing else."""
 
-    library: str
+    package: str
     """``tensorrt`` or ``tensorrt_rtx``."""
-    library_version: str
-    """Version of the library."""
+    package_version: str
+    """Its version."""
     platform: str
     """Operating system and processor, such as ``linux-x86_64``."""
     device: str
@@ -57,8 +57,8 @@ def target_of(library: Any, device: str, major: int, minor: int) -> Target:
     """Returns the target that a GPU of this name and compute capability is for this library."""
     name = library.__name__
     return Target(
-        library=name,
-        library_version=library.__version__,
+        package=name,
+        package_version=library.__version__,
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         device=device if name == "tensorrt" else ANY_DEVICE,
         compute_capability=f"{major}.{minor}",
