@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from emocaliber.evaluate.bundle_fitting import CalibrationSet
 from emocaliber.evaluate.intervals import bootstrap_mean, bootstrap_statistic
 from emocaliber.evaluate.metrics import expected_calibration_error, kl_losses
 from emocaliber.evaluate.records import Interval
@@ -85,17 +86,7 @@ class Tuning:
     """What ran them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelledImages:
-    """Images of one label set."""
-
-    taxonomy: Taxonomy
-    images: tuple[str, ...]
-    targets: Floats
-    """(N, K), votes as distributions, or one-hot answers."""
-
-
-def labelled_images(samples: Iterable[Sample], taxonomy: str, limit: int | None = None) -> LabelledImages:
+def labelled_images(samples: Iterable[Sample], taxonomy: str, limit: int | None = None) -> CalibrationSet:
     """Returns the labelled samples of a taxonomy, the first ``limit`` of them.
 
     Raises:
@@ -111,7 +102,7 @@ def labelled_images(samples: Iterable[Sample], taxonomy: str, limit: int | None 
     sets = {sample.resolve().labels for sample, _ in labelled}
     if len(sets) > 1:
         raise InputError(f"samples of {taxonomy} have different label sets: {sorted(sets)}")
-    return LabelledImages(
+    return CalibrationSet(
         taxonomy=Taxonomy(name=taxonomy, labels=labelled[0][0].resolve().labels),
         images=tuple(sample.image for sample, _ in labelled),
         targets=np.array([target for _, target in labelled], dtype=np.float64),
@@ -120,7 +111,7 @@ def labelled_images(samples: Iterable[Sample], taxonomy: str, limit: int | None 
 
 def tune(
     folder: Path,
-    given: LabelledImages,
+    given: CalibrationSet,
     *,
     precisions: Sequence[str],
     engine: EngineName = "cpu",
@@ -216,7 +207,7 @@ def _model(bundle: Bundle, graphs: Path, precision: str, engine: EngineName, thr
     return EmotionModel(bundle, precision=precision, engine=runner)
 
 
-def _score(model: EmotionModel, given: LabelledImages) -> tuple[Floats, Floats]:
+def _score(model: EmotionModel, given: CalibrationSet) -> tuple[Floats, Floats]:
     """Returns (N, K) scores, and the (N - 1,) times in ms of all images but the first."""
     scores, times = [], []
     title = f"{model.precision} ({model.engine})"
@@ -229,7 +220,7 @@ def _score(model: EmotionModel, given: LabelledImages) -> tuple[Floats, Floats]:
 
 
 def _trial(
-    name: str, graphs: Path, probabilities: Floats, times: Floats, reference: Floats, given: LabelledImages
+    name: str, graphs: Path, probabilities: Floats, times: Floats, reference: Floats, given: CalibrationSet
 ) -> Trial:
     correct = np.take_along_axis(given.targets, probabilities.argmax(axis=1)[:, None], axis=1)[:, 0]
     confidence = probabilities.max(axis=1)
