@@ -91,6 +91,11 @@ class EmotionModel:
         """What the bundle says of itself."""
         return self.bundle.manifest
 
+    @property
+    def made_by(self) -> dict[str, str]:
+        """What stands in `Prediction.bundle`: which bundle, precision and engine."""
+        return {**self.bundle.identity, "precision": self.precision, "engine": self.engine}
+
     def predict(
         self,
         image: ImageSource,
@@ -379,7 +384,7 @@ class EmotionModel:
 
     def _readout(self, call: Call, mode: Mode) -> Readout:
         calibrator = self.calibrator(call.taxonomy, mode)
-        made_by = {**self.bundle.identity, "precision": self.precision, "engine": self.engine}
+        made_by = self.made_by
         return Readout(
             taxonomy=call.taxonomy,
             mode=mode,

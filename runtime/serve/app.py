@@ -122,12 +122,7 @@ class _Service:
         }
         return Json(
             {
-                "bundle": {
-                    "name": manifest.name,
-                    "version": manifest.version,
-                    "precision": self._model.precision,
-                    "engine": self._model.engine,
-                },
+                "bundle": self._model.made_by,
                 "default_taxonomy": manifest.default_taxonomy,
                 "taxonomies": [
                     {"name": each.name, "labels": list(each.labels), "calibrated_modes": calibrated[each.name]}
