@@ -2,7 +2,7 @@
 
 CSV and Parquet have the columns `COLUMNS`: those of a JSON line in its order, then the two of an error. In CSV nested
 values are JSON, and null is an empty cell. In Parquet ``distribution``, ``reasoning`` and ``timing_ms`` are maps,
-``prediction_set`` is a list, ``bundle`` a struct.
+``prediction_set`` is a list, ``bundle`` a struct, whose ``source`` is null where the bundle was not fetched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from emocaliber.runtime.errors import DependencyError
 from emocaliber.runtime.files import atomic_path
-from emocaliber.runtime.prediction import BUNDLE_KEYS, LINE_KEYS
+from emocaliber.runtime.prediction import BUNDLE_KEYS, BUNDLE_SOURCE, LINE_KEYS
 
 COLUMNS = (*LINE_KEYS, "error_type", "error_message")
 
@@ -77,7 +77,7 @@ def _write_parquet(lines: BinaryIO, path: Path) -> None:
         "timing_ms": pyarrow.map_(text, number),
         "reasoning": pyarrow.map_(text, text),
         "prediction_set": pyarrow.list_(text),
-        "bundle": pyarrow.struct([(key, text) for key in BUNDLE_KEYS]),
+        "bundle": pyarrow.struct([(key, text) for key in (*BUNDLE_KEYS, BUNDLE_SOURCE)]),
     }
     schema = pyarrow.schema([(name, kinds.get(name, text)) for name in COLUMNS])
     maps = [name for name, kind in kinds.items() if pyarrow.types.is_map(kind)]

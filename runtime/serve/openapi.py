@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emocaliber.runtime.grammar import ASKED_MODES, MODES, REASONING_TAGS
-from emocaliber.runtime.prediction import BUNDLE_KEYS, LINE_KEYS
+from emocaliber.runtime.prediction import BUNDLE_KEYS, BUNDLE_SOURCE, LINE_KEYS
 from emocaliber.runtime.taxonomy import MAX_LABEL_LENGTH, MAX_LABELS
 
 from .settings import Settings
@@ -122,6 +122,11 @@ def _record(properties: dict[str, Any], required: list[str] | None = None) -> di
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
+def _bundle() -> dict[str, Any]:
+    names = (*BUNDLE_KEYS, BUNDLE_SOURCE)
+    return _record({key: {"type": "string"} for key in names}, required=list(BUNDLE_KEYS))
+
+
 def _question(settings: Settings) -> dict[str, Any]:
     label = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_LENGTH}
     labels = {"type": ["array", "null"], "items": label, "minItems": 2, "maxItems": MAX_LABELS, "uniqueItems": True}
@@ -174,7 +179,7 @@ def _prediction() -> dict[str, Any]:
             "additionalProperties": False,
         },
         "calibrated": {"type": "boolean"},
-        "bundle": _record({key: {"type": "string"} for key in BUNDLE_KEYS}),
+        "bundle": _bundle(),
         "timing_ms": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
     }
     return _record({key: properties[key] for key in LINE_KEYS})
@@ -186,7 +191,7 @@ def _model() -> dict[str, Any]:
     modes = {"type": "array", "items": {"enum": list(MODES)}}
     return _record(
         {
-            "bundle": _record({key: {"type": "string"} for key in BUNDLE_KEYS}),
+            "bundle": _bundle(),
             "default_taxonomy": {"type": "string"},
             "taxonomies": {
                 "type": "array",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.commands import batch
+from emocaliber.runtime.commands.tables import write_table
 
 COLUMNS = [
     "image", "taxonomy", "mode", "label", "confidence", "distribution", "prediction_set", "coverage",
@@ -142,7 +143,16 @@ def test_parquet_has_typed_columns_of_the_same_content(tiny_bundle: Path, folder
         assert row.pop("timing_ms") is None if "error" in line else row.pop("timing_ms")["total"] > 0
         error = line.pop("error", {"type": None, "message": None})
         expected = {**dict.fromkeys(COLUMNS[:12]), **line}
+        if "bundle" in line:
+            expected["bundle"] = {**line["bundle"], "source": None}
         assert row == {**expected, "error_type": error["type"], "error_message": error["message"]}
+
+
+def test_parquet_says_where_a_bundle_was_fetched(tmp_path: Path) -> None:
+    fetched = {"name": "a", "version": "1", "precision": "int8", "engine": "cpu", "source": "hf://me/it@0123"}
+    line = json.dumps({"image": "x.png", "bundle": fetched}).encode() + b"\n"
+    write_table(io.BytesIO(line), tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist()[0]["bundle"] == fetched
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes only there")

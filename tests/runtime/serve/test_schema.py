@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,15 @@ def test_description_states_the_limits_and_every_answer() -> None:
         assert set(operation["responses"]) == {
             "200", "400", "403", "408", "413", "415", "422", "500", "503", "504"
         }  # fmt: skip
+
+
+def test_a_bundle_may_say_where_it_was_fetched() -> None:
+    text = json.dumps(describe(Settings(), "1.2.3"))
+    names = ["name", "version", "precision", "engine"]
+    fields = {name: {"type": "string"} for name in (*names, "source")}
+    record = {"type": "object", "properties": fields, "required": names, "additionalProperties": False}
+    # Of a prediction, and of the service's own bundle.
+    assert text.count(f'"bundle": {json.dumps(record)}') == 2
 
 
 @pytest.mark.slow
