@@ -11,9 +11,9 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 LARGE_BYTES = 16 << 20
-"""Weights from this size on stand beside their graph. ONNX Runtime maps them from there, and lets go of each when it has
-packed it; out of a graph's own file it reads all of them first. Another graph can share them. And a graph's own file,
-a protocol buffer, holds at most 2 GiB."""
+"""Weights from this size on stand beside their graph. ONNX Runtime maps them from there, and lets go of each when it
+has packed it; out of a graph's own file it reads all of them first. Another graph can share them. And a graph's own
+file, a protocol buffer, holds at most 2 GiB."""
 
 _SMALLEST_BYTES = 1024
 

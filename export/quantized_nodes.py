@@ -183,8 +183,8 @@ class _Products:
 def quantize_table(model: onnx.ModelProto) -> int:
     """Stores the embedding table in bytes, one scale an entry; returns how many tables that are.
 
-    It stays [vocab, hidden], as the vocabulary's weight in `quantize_products`, so that the decoder can share it; and so
-    that an entry lies in one place: of a table mapped into memory, only what is asked for is ever read.
+    It stays [vocab, hidden], as the vocabulary's weight in `quantize_products`, so that the decoder can share it, and
+    so that an entry lies in one place: of a table mapped into memory, only what is asked for is ever read.
     """
     (gather,) = (node for node in model.graph.node if node.op_type == "Gather")
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == gather.input[0])

@@ -140,7 +140,9 @@ class Bundle:
         graphs = {name for each in asked for name in manifest.precisions[each].names()}
         read = set(manifest.files) if whole else {TOKENIZER_NAME, CALIBRATION_NAME, *graphs}
         faults = [
-            fault for name, record in manifest.files.items() if (fault := _place_fault(folder, name, record, links=links))
+            fault
+            for name, record in manifest.files.items()
+            if (fault := _place_fault(folder, name, record, links=links))
         ]
         if verify:
             faults = faults or _content_faults(folder, manifest, read)
