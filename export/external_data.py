@@ -1,4 +1,4 @@
-"""Graphs on disk: weights inside the file, or beside it where they are too large or two graphs share them.
+"""Graphs on disk: weights inside the file, or beside it where they are large.
 
 ``NAME.onnx_data`` beside ``NAME.onnx`` is where transformers.js looks for it too.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
-MAX_INLINE_BYTES = 2_000_000_000
-"""Weights of a graph file: a protocol buffer holds at most 2 GiB."""
-SHARED_BYTES = 16 << 20
-"""An embedding table from this size on has a file of its own, so that the decoder can point to it where it is tied."""
+LARGE_BYTES = 16 << 20
+"""Weights from this size on stand beside their graph. ONNX Runtime maps them from there, and lets go of each when it
+has packed it; out of a graph's own file it reads all of them first. Another graph can share them. And a graph's own
+file, a protocol buffer, holds at most 2 GiB."""
 
 _SMALLEST_BYTES = 1024
 
@@ -23,19 +23,17 @@ def data_path(graph: Path) -> Path:
     return graph.with_name(f"{graph.name}_data")
 
 
-def save_graph(model: onnx.ModelProto, path: Path, *, apart: bool = False, shared: Path | None = None) -> None:
-    """Writes a graph, its weights beside it if they are too large for one file; they are taken out of ``model``.
+def save_graph(model: onnx.ModelProto, path: Path, *, shared: Path | None = None) -> None:
+    """Writes a graph, its weights beside it from `LARGE_BYTES` on; they are then taken out of ``model``.
 
     Args:
         model: The graph, all weights in it.
         path: The graph's file.
-        apart: Whether the weights stand beside it from `SHARED_BYTES` on, so that other graphs can share them.
         shared: A graph in the same folder, written before; of weights that stand beside it too, none is written again.
     """
     if shared is not None:
         _point_to(model, shared)
-    limit = SHARED_BYTES if apart else MAX_INLINE_BYTES
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < limit:
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGE_BYTES:
         onnx.save_model(model, path)
         return
     data_path(path).unlink(missing_ok=True)

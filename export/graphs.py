@@ -15,7 +15,7 @@
 
 The mask is four-dimensional so that a prefix tree of labels can be scored in one pass; ``logit_rows`` keeps the
 vocabulary projection to the rows that are read. Weights stand in the graph's file, or in ``NAME.onnx_data`` beside it
-where they exceed 2 GB; a large embedding table that the decoder shares stands in ``embed_tokens.onnx_data`` once.
+where they are large; an embedding table that the decoder shares stands in ``embed_tokens.onnx_data`` once.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _export_embedder(model: Any, path: Path, opset: int) -> None:
     ports = Ports(inputs=["input_ids"], outputs=["inputs_embeds"])
     dynamic = ({0: Dim("batch"), 1: Dim("sequence")},)
     graph = traced(TokenEmbedder(model), (ids,), dynamic, ports, name=path.name, opset=opset)
-    save_graph(graph, path, apart=True)
+    save_graph(graph, path)
 
 
 def _export_decoder(model: Any, path: Path, opset: int, *, shared: Path) -> None:

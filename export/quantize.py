@@ -119,7 +119,7 @@ def _write(folder: Path, kind: str, precision: str) -> GraphQuantization:
     if quantized == 0:
         raise ExportError(f"{source.name} holds no weight matrix to quantise; is it an exported graph?")
     table = folder / f"{EMBED}{SUFFIXES['int8' if precision == 'int4' else precision]}.onnx"
-    save_graph(model, target, apart=kind == EMBED, shared=table if kind == DECODER and table.is_file() else None)
+    save_graph(model, target, shared=table if kind == DECODER and table.is_file() else None)
     return GraphQuantization(
         quantized=quantized,
         activation_products=sum(node.op_type == "MatMul" for node in model.graph.node),

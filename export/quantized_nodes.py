@@ -115,9 +115,13 @@ class _Products:
         key = (tensor.name, transposed)
         if key not in self._stored:
             weight = numpy_helper.to_array(tensor).astype(np.float32)
-            data, scales = quantize_channels(np.ascontiguousarray(weight.T) if transposed else weight)
+            data, scales = quantize_channels(weight.T if transposed else weight)
             stem = f"{tensor.name}_q8{'_t' if transposed else ''}"
-            self._stored[key] = self._constant(f"{stem}_data", data), self._constant(f"{stem}_scales", scales)
+            data_name = self._constant(f"{stem}_data", np.ascontiguousarray(data.T) if transposed else data)
+            if transposed:  # ONNX Runtime turns it once, when it loads
+                self._add("Transpose", [data_name], f"{stem}_columns", perm=[1, 0])
+                data_name = f"{stem}_columns"
+            self._stored[key] = data_name, self._constant(f"{stem}_scales", scales)
         data_name, scales_name = self._stored[key]
         zero, output = self._constant("q8_zero", np.uint8(ZERO_POINT)), node.output[0]
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
@@ -179,24 +183,24 @@ class _Products:
 def quantize_table(model: onnx.ModelProto) -> int:
     """Stores the embedding table in bytes, one scale an entry; returns how many tables that are.
 
-    It is laid out [hidden, vocab], as the vocabulary's weight in `quantize_products`, so that the decoder can share it.
+    It stays [vocab, hidden], as the vocabulary's weight in `quantize_products`, so that the decoder can share it, and
+    so that an entry lies in one place: of a table mapped into memory, only what is asked for is ever read.
     """
     (gather,) = (node for node in model.graph.node if node.op_type == "Gather")
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == gather.input[0])
     table = numpy_helper.to_array(tensor).astype(np.float32)
-    data, scales = quantize_channels(np.ascontiguousarray(table.T))
+    data, scales = quantize_channels(table.T)
     ids, output = gather.input[1], gather.output[0]
     model.graph.initializer.extend(
         [
-            numpy_helper.from_array(data, f"{tensor.name}_q8_data"),
+            numpy_helper.from_array(np.ascontiguousarray(data.T), f"{tensor.name}_q8_data"),
             numpy_helper.from_array(scales, f"{tensor.name}_q8_scales"),
             numpy_helper.from_array(np.array(ZERO_POINT, np.float32), "q8_zero"),
             numpy_helper.from_array(np.array([-1], np.int64), "q8_last_axis"),
         ]
     )
     nodes = [
-        helper.make_node("Gather", [f"{tensor.name}_q8_data", ids], ["q8_columns"], axis=1),
-        helper.make_node("Transpose", ["q8_columns"], ["q8_bytes"], perm=[1, 2, 0]),
+        helper.make_node("Gather", [f"{tensor.name}_q8_data", ids], ["q8_bytes"]),
         helper.make_node("Cast", ["q8_bytes"], ["q8_float"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["q8_float", "q8_zero"], ["q8_levels"]),
         helper.make_node("Gather", [f"{tensor.name}_q8_scales", ids], ["q8_found_scales"]),

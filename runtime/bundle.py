@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -13,7 +15,7 @@ from .calibration import Calibrator, read_calibrators
 from .errors import ArtifactError, InputError
 from .files import sha256_of
 from .grammar import Mode
-from .graph_check import graph_faults
+from .graph_check import graph_faults, graph_headers
 from .manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
@@ -30,6 +32,7 @@ from .manifest import (
 )
 
 __all__ = [
+    "ALL_PRECISIONS",
     "BUNDLE_SCHEMA",
     "Bundle",
     "CALIBRATION_NAME",
@@ -50,6 +53,9 @@ __all__ = [
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """Where the bundle that ships in the package stands."""
 
+ALL_PRECISIONS = "*"
+"""In place of the name of one."""
+
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -67,15 +73,19 @@ class Bundle:
         self._cleanup: weakref.finalize[..., Bundle] | None = None
 
     @classmethod
-    def open(cls, path: str | Path | None = None, *, verify: bool = True) -> Bundle:
+    def open(
+        cls, path: str | Path | None = None, *, verify: bool = True, precision: str | None = ALL_PRECISIONS
+    ) -> Bundle:
         """Returns the bundle in a folder or a ``.tar``, or the embedded one for None.
 
         Args:
             path: Where it is; ``hf://owner/name[@revision]`` fetches it (see `hub.fetch`; needs the extra ``hub``).
             verify: Whether to compare the SHA-256 of every file, which reads them once; sizes are always compared.
+            precision: Compare, and look into, only the files that a model of this precision reads (None: the bundle's
+                default one), so that what is never read costs no time.
 
         Raises:
-            InputError: If the path is of a kind that is not supported.
+            InputError: If the path is of a kind that is not supported, or the bundle has no such precision.
             ArtifactError: If the bundle is missing, corrupt, or of another schema version; every fault is named.
             BackendError: If it has to be fetched, and the hub cannot be reached.
         """
@@ -83,7 +93,7 @@ class Bundle:
             from .hub import fetch  # an extra, and only on demand
 
             snapshot = fetch(path)
-            return cls._open_folder(snapshot.folder, verify=verify, source=str(snapshot.address))
+            return cls._open_folder(snapshot.folder, verify=verify, precision=precision, source=str(snapshot.address))
         if path is None and not (EMBEDDED_BUNDLE / MANIFEST_NAME).is_file():
             raise ArtifactError("this installation has no embedded bundle; give the path of one")
         if isinstance(path, str) and "://" in path:
@@ -94,15 +104,15 @@ class Bundle:
         except OSError as error:
             raise ArtifactError(f"bundle {str(place)[:200]} cannot be opened: {error.strerror}") from error
         if is_folder:
-            return cls._open_folder(place, verify=verify)
+            return cls._open_folder(place, verify=verify, precision=precision)
         if not exists:
             raise ArtifactError(f"bundle {place} does not exist")
         if place.suffix != ".tar":
             raise ArtifactError(f"bundle {place} is neither a folder nor a .tar file")
-        return cls._open_archive(place, verify=verify)
+        return cls._open_archive(place, verify=verify, precision=precision)
 
     @classmethod
-    def _open_archive(cls, archive: Path, *, verify: bool) -> Bundle:
+    def _open_archive(cls, archive: Path, *, verify: bool, precision: str | None) -> Bundle:
         try:
             folder = Path(tempfile.mkdtemp(prefix="emocaliber-bundle-"))
         except OSError as error:
@@ -114,7 +124,7 @@ class Bundle:
             unpack(archive, folder)
             entries = list(folder.iterdir())
             inner = entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
-            bundle = cls._open_folder(inner, verify=verify)
+            bundle = cls._open_folder(inner, verify=verify, precision=precision)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -122,16 +132,27 @@ class Bundle:
         return bundle
 
     @classmethod
-    def _open_folder(cls, folder: Path, *, verify: bool, source: str | None = None) -> Bundle:
+    def _open_folder(cls, folder: Path, *, verify: bool, precision: str | None, source: str | None = None) -> Bundle:
         links = source is not None  # those of the hub's cache, which its library made
         manifest = parse_manifest(read_manifest(folder, links=links), f"{folder / MANIFEST_NAME}")
+        whole = precision == ALL_PRECISIONS
+        asked = list(manifest.precisions) if whole else [manifest.precision(precision)]
+        graphs = {name for each in asked for name in manifest.precisions[each].names()}
+        read = set(manifest.files) if whole else {TOKENIZER_NAME, CALIBRATION_NAME, *graphs}
         faults = [
             fault
             for name, record in manifest.files.items()
-            if (fault := _file_fault(folder, name, record, verify=verify, links=links))
+            if (fault := _place_fault(folder, name, record, links=links))
         ]
-        # Only graphs that stand there whole are looked into.
-        faults = faults or list(graph_faults(folder, manifest))
+        if verify:
+            faults = faults or _content_faults(folder, manifest, read)
+        # Only graphs that stand there whole are looked into, and only what they name inside the bundle is read.
+        if not faults:
+            headers = graph_headers(folder, graphs)
+            faults = list(graph_faults(manifest, asked, headers))
+            beside = {name for header in headers.values() for name in header.external}
+            if verify:
+                faults = faults or _content_faults(folder, manifest, beside - read)
         if faults:
             raise ArtifactError(f"bundle {folder}: " + "; ".join(faults))
         calibrators = read_calibrators(folder / CALIBRATION_NAME)
@@ -202,8 +223,8 @@ def read_manifest(folder: Path, *, links: bool = False) -> str:
         raise ArtifactError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _file_fault(folder: Path, name: str, record: FileRecord, *, verify: bool, links: bool) -> str | None:
-    """Returns what is wrong with a listed file, or None."""
+def _place_fault(folder: Path, name: str, record: FileRecord, *, links: bool) -> str | None:
+    """Returns what is wrong with a listed file before its content is looked at, or None."""
     parts = PurePosixPath(name).parts
     if not links and any(folder.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts))):
         return f"{name} is a symbolic link; a bundle holds plain files"
@@ -212,13 +233,26 @@ def _file_fault(folder: Path, name: str, record: FileRecord, *, verify: bool, li
         return f"{name} is missing"
     try:
         size_bytes = path.stat().st_size
-        if size_bytes != record.size_bytes:
-            return f"{name} has {size_bytes} bytes, expected {record.size_bytes}"
-        if verify and sha256_of(path) != record.sha256:
-            return f"{name} does not match its SHA-256; it was changed or damaged"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
+    if size_bytes != record.size_bytes:
+        return f"{name} has {size_bytes} bytes, expected {record.size_bytes}"
     return None
+
+
+def _content_faults(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Returns which of these files do not match their SHA-256; files are read side by side."""
+
+    def fault(name: str) -> str | None:
+        try:
+            if sha256_of(folder.joinpath(*PurePosixPath(name).parts)) != manifest.files[name].sha256:
+                return f"{name} does not match its SHA-256; it was changed or damaged"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return [found for found in pool.map(fault, sorted(names)) if found]
 
 
 def _check_calibrator(calibrator: Calibrator, manifest: Manifest) -> None:

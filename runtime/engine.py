@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import distributions
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -174,11 +174,16 @@ class OnnxEngine(GraphEngine):
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
         chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
+        # Preparing weights takes one core a graph; what an accelerator's libraries make of that was not tried.
+        with ThreadPoolExecutor(max_workers=3 if chosen == "cpu" else 1) as pool:
+            slowest = pool.submit(_session, decoder, chosen, threads)
+            vision = pool.submit(_session, vision_encoder, chosen, threads)
+            embed = pool.submit(embedding_session, embed_tokens)
         super().__init__(
             name=f"onnxruntime-{chosen}",
-            vision=_session(vision_encoder, chosen, threads),
-            embed=embedding_session(embed_tokens),
-            decoder=_session(decoder, chosen, threads),
+            vision=vision.result(),
+            embed=embed.result(),
+            decoder=slowest.result(),
             shape=shape,
             preprocessing=preprocessing,
         )
@@ -217,6 +222,8 @@ def _comes_up(engine: str, probe: Path) -> bool:
 
 
 def _installed() -> str:
+    from importlib.metadata import distributions  # slow to import, and only needed for a message
+
     wanted = ("onnxruntime", "onnxruntime-gpu")
     found = sorted({dist.name for name in wanted for dist in distributions(name=name)})
     return " and ".join(found or wanted[:1]) + f" {onnxruntime.__version__}"

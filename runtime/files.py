@@ -37,8 +37,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file as hexadecimal digits, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(chunk):
+            digest.update(chunk[:count])
     return digest.hexdigest()

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from .manifest import Manifest
-from .onnx_header import read_header
+from .onnx_header import OnnxHeader, read_header
 from .patches import PatchPreprocessing
 
 Shape = tuple[int | None, ...]
 """Sizes; None is any."""
 
 
-def graph_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yields what is wrong with the graphs: other ports or sizes than the manifest says, or weights outside of it.
-
-    Weights in files of their own are allowed where the manifest lists these, so that they are checked by hash.
+def graph_headers(folder: Path, names: Iterable[str]) -> dict[str, OnnxHeader]:
+    """Returns the header of each graph file; the files it names beside it are named as in the manifest.
 
     Raises:
         ArtifactError: If a graph cannot be read or is no ONNX file.
     """
-    for graphs in manifest.precisions.values():
+    headers = {}
+    for name in sorted(names):
+        place = PurePosixPath(name)
+        header = read_header(folder.joinpath(*place.parts))
+        headers[name] = replace(header, external=frozenset(str(place.parent / beside) for beside in header.external))
+    return headers
+
+
+def graph_faults(manifest: Manifest, precisions: Iterable[str], headers: Mapping[str, OnnxHeader]) -> Iterator[str]:
+    """Yields what is wrong with the graphs: other ports or sizes than the manifest says, or weights outside of it.
+
+    Weights in files of their own are allowed where the manifest lists these, so that they are checked by hash.
+
+    Args:
+        manifest: Of the bundle.
+        precisions: Those of its precisions whose graphs are looked at.
+        headers: Of their graphs, from `graph_headers`.
+    """
+    for graphs in (manifest.precisions[each] for each in precisions):
         for name, (inputs, outputs) in zip(graphs.names(), _expected(manifest), strict=True):
-            header = read_header(folder.joinpath(*PurePosixPath(name).parts))
-            beside = PurePosixPath(name).parent
-            for location in sorted(header.external):
-                if str(beside / location) not in manifest.files:
-                    yield f"{name} keeps weights in {location[:80]!r}, which files does not list"
+            header = headers[name]
+            for beside in sorted(header.external - set(manifest.files)):
+                yield f"{name} keeps weights in {beside[:80]!r}, which files does not list"
             if len(header.inputs) != len(inputs) + (name == graphs.decoder) * 2 * manifest.decoder.num_layers:
                 yield f"{name} has {len(header.inputs)} inputs, which does not fit {manifest.decoder.num_layers} layers"
                 continue

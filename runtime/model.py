@@ -74,10 +74,11 @@ class EmotionModel:
 
         Raises:
             InputError: If the precision, the engine or the kind of path is unknown.
-            ArtifactError: If the bundle is missing, corrupt or of another schema version.
+            ArtifactError: If the bundle is missing or of another schema version, or what this precision reads of it
+                is corrupt; ``emocaliber bundle verify`` reads all of it.
             BackendError: If the named engine does not come up, or the hub cannot be reached.
         """
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, precision=precision)
         try:
             chosen = opened.manifest.precision(precision)
             runner = load_engine(opened, chosen, engine, threads=threads)

@@ -38,7 +38,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Returns model, processor and bundle, most of whose weights stand beside the graphs."""
     model, processor = tiny_family(request.param, layers=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(external_data, "MAX_INLINE_BYTES", 50_000)
+        patch.setattr(external_data, "LARGE_BYTES", 50_000)
         target = write_bundle(tmp_path_factory.mktemp("qwen") / "bundle", model, processor, SPEC)
     return model, processor, target
 

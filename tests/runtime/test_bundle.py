@@ -15,6 +15,7 @@ import pytest
 from emocaliber.runtime import bundle as bundle_module
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ArtifactError, InputError
+from emocaliber.runtime.model import EmotionModel
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -99,6 +100,34 @@ def test_a_changed_byte_is_refused(copy: Path) -> None:
     with pytest.raises(ArtifactError, match=r"decoder_model_merged_int8\.onnx does not match its SHA-256"):
         Bundle.open(copy)
     Bundle.open(copy, verify=False)
+
+
+def test_only_what_a_precision_reads_is_compared_where_one_is_named(copy: Path) -> None:
+    for name in ("decoder_model_merged.onnx", "MODEL_CARD.md"):
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+    Bundle.open(copy, precision="int8").close()
+    Bundle.open(copy, precision=None).close()  # its default, int8
+    EmotionModel.load(copy, engine="cpu", threads=1).close()
+    with pytest.raises(ArtifactError, match=r"decoder_model_merged\.onnx does not match its SHA-256"):
+        EmotionModel.load(copy, precision="fp32", engine="cpu", threads=1)
+    with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md does not match its SHA-256.*merged\.onnx does not match"):
+        Bundle.open(copy)
+    with pytest.raises(InputError, match="no precision 'q4'"):
+        Bundle.open(copy, precision="q4")
+    (copy / "decoder_model_merged.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"decoder_model_merged\.onnx is missing"):
+        Bundle.open(copy, precision="int8")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "calibration.json", "vision_encoder_int8.onnx"])
+def test_what_a_precision_reads_is_compared(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} does not match its SHA-256"):
+        Bundle.open(copy, precision="int8")
 
 
 def test_missing_and_truncated_files_are_named_together(copy: Path) -> None:
