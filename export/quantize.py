@@ -13,9 +13,9 @@ int4
 
 Their kernels of convolutions become signed bytes with one scale an output channel, and are made float again when read.
 
-``qdq`` (``NAME_quantized.onnx``) is the plain graph with ``QuantizeLinear`` and ``DequantizeLinear`` of constant scales around
-every convolution and product with a weight matrix, for TensorRT and for providers that want such ranges; they are found
-on images (`find_ranges`). The embedding table is that of int8, which is looked up on the processor everywhere.
+``qdq`` (``NAME_quantized.onnx``) is the plain graph with ``QuantizeLinear`` and ``DequantizeLinear`` of constant scales
+around every convolution and product with a weight matrix, for TensorRT and for providers that want such ranges; they
+are found on images (`find_ranges`). The embedding table is that of int8: a CPU looks it up, whatever runs the rest.
 """
 
 from __future__ import annotations

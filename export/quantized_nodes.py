@@ -118,7 +118,7 @@ class Weights:
     def __init__(self, model: onnx.ModelProto, name: str) -> None:
         """Takes a graph, its weights in it, and its name for messages."""
         self._name = name
-        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._stored: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self._constant = constants(model)
 
     def of(self, node: onnx.NodeProto) -> onnx.TensorProto | None:

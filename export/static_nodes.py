@@ -1,4 +1,4 @@
-"""``QuantizeLinear`` and ``DequantizeLinear`` with constant scales, as TensorRT and processors for neural networks want.
+"""``QuantizeLinear`` and ``DequantizeLinear`` with constant scales, as TensorRT wants them.
 
 ONNX Runtime's ``QDQQuantizer`` lets every reader of a value read its bytes: in a residual tower the sums and poolings
 beside the convolutions too. It also copies the graph twice, and takes weights channel by channel. Here only what has
@@ -85,8 +85,8 @@ class _Made:
         if stem in self._known:
             return stem
         levels, scales = quantize_signed(numpy_helper.to_array(tensor).astype(np.float32), axis)
-        # No zero points mean 0 too, but the pass of ONNX Runtime 1.32 behind session.x64quantprecision wants them.
-        zeros = self._constant(f"qdq_zeros_{len(scales)}", np.zeros(len(scales), np.int8))
+        # None would mean 0 too, and one vector would do for many: session.x64quantprecision of ONNX Runtime fails on both.
+        zeros = self._constant(f"{stem}_zeros", np.zeros(len(scales), np.int8))
         ports = [self._constant(f"{stem}_data", levels), self._constant(f"{stem}_scales", scales), zeros]
         return self._add("DequantizeLinear", ports, stem, axis=axis)
 
@@ -96,10 +96,10 @@ class _Made:
             self._model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def _add(self, kind: str, inputs: list[str], output: str, **attributes: int) -> str:
+    def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         if output not in self._known:
             self._known.add(output)
-            self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+            self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
         return output
 
 
