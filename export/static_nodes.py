@@ -85,7 +85,7 @@ class _Made:
         if stem in self._known:
             return stem
         levels, scales = quantize_signed(numpy_helper.to_array(tensor).astype(np.float32), axis)
-        # None would mean 0 too, and one vector would do for many: session.x64quantprecision of ONNX Runtime fails on both.
+        # Without them zeros are meant too, but session.x64quantprecision of ONNX Runtime 1.32 wants them, each its own.
         zeros = self._constant(f"{stem}_zeros", np.zeros(len(scales), np.int8))
         ports = [self._constant(f"{stem}_data", levels), self._constant(f"{stem}_scales", scales), zeros]
         return self._add("DequantizeLinear", ports, stem, axis=axis)

@@ -124,8 +124,8 @@ def set_apart(given: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
     apart = np.array([image in fourth for image in given.images])
     if len(apart) - apart.sum() < 2:
         raise InputError(
-            f"{len(apart)} labelled images of {given.taxonomy.name}; a fourth is for the ranges of qdq, and at least two "
-            "others are to be measured"
+            f"{len(apart)} labelled images of {given.taxonomy.name}; a fourth is for the ranges of qdq, and at least "
+            "two others are to be measured"
         )
     measured, ranging = (
         CalibrationSet(
