@@ -105,7 +105,7 @@ def test_what_would_stay_float_is_refused() -> None:
     with pytest.raises(ExportError, match="g: MatMul 'fc' multiplies by a weight that is not a plain matrix"):
         values_at_weights(hidden, "g")
     for wrong in ({}, {"x": np.inf}):
-        with pytest.raises(ExportError, match="g: the range of x ends at (nan|inf)"):
+        with pytest.raises(ExportError, match=r"g: the range of x ends at (nan|inf)"):
             quantize_statically(graph([product], {"w": np.eye(2)}), "g", wrong)
 
 
@@ -157,9 +157,7 @@ def test_ranges_are_of_what_the_runtime_feeds(
     assert ranges.images == 3
 
 
-def test_the_same_ranges_make_the_same_bytes(
-    static: Path, written: Path, ranges: StaticRanges, tmp_path: Path
-) -> None:
+def test_the_same_ranges_make_the_same_bytes(static: Path, written: Path, ranges: StaticRanges, tmp_path: Path) -> None:
     for name in ("embed_tokens", *GRAPHS):
         shutil.copy2(written / f"{name}.onnx", tmp_path)
     quantize_graphs(tmp_path, ["qdq-fp16", "int8-qdq"], ranges=ranges)
