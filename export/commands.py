@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     onnx.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 to 21 (default 20)")
     onnx.add_argument(
-        "--precision", action="append", metavar="P", help="beside fp32, as of 'export bundle' (default: int8)"
+        "--precision", action="append", metavar="P", help="beside fp32, as of 'export bundle' but qdq (default: int8)"
     )
     onnx.add_argument("--overwrite", action="store_true", help="replace graphs that stand there")
     onnx.set_defaults(action_run=_run_onnx)
@@ -118,14 +118,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_onnx(arguments: argparse.Namespace) -> int:
     from .graphs import VISION, export_graphs
-    from .quantize import quantize_graphs
+    from .quantize import NO_IMAGES, needs_ranges, quantize_graphs
     from .sources import load_source
 
+    precisions = arguments.precision or ["int8"]
+    if needs_ranges(precisions):
+        raise ConfigError(NO_IMAGES)
     check_free(arguments.out, overwrite=arguments.overwrite, mark=f"{VISION}.onnx")
     model, _ = load_source(arguments.model)
     with staged(arguments.out) as folder:
         export_graphs(model, folder, opset=arguments.opset)
-        report = quantize_graphs(folder, arguments.precision or ["int8"])
+        report = quantize_graphs(folder, precisions)
     for name, graph in report.graphs.items():
         kept = ", ".join(f"{count} {kind}" for kind, count in graph.float_nodes.items()) or "none"
         sys.stdout.write(
