@@ -19,6 +19,7 @@ from emocaliber.evaluate.transformers_loading import (
 )
 from emocaliber.evaluate.transformers_model import TransformersModel
 from emocaliber.export.bundle import spec_from_table, write_bundle
+from emocaliber.export.quantize import needs_ranges
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import BundleRecipe
 from emocaliber.runtime.errors import ArtifactError, ConfigError, InputError
@@ -221,7 +222,9 @@ def run_bundle(recipe: Recipe, workspace: Workspace, *, resume: bool = False) ->
         provenance={"recipe": _published(recipe)},
         max_new_tokens=longest_response(recipe),
     )
-    return write_bundle(workspace.bundle, load_model(folder), load_processor(folder), spec)
+    samples = load_samples(recipe, workspace, "calibration") if needs_ranges(spec.precisions) else ()
+    model, processor = load_model(folder), load_processor(folder)
+    return write_bundle(workspace.bundle, model, processor, spec, calibration_samples=samples)
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from emocaliber.evaluate.prompting import end_tokens, render_prompts, suppressed_tokens, tokenizer_json
 from emocaliber.evaluate.transformers_responder import visual_token_ids
+from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe, graph_precisions
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError
@@ -22,13 +23,15 @@ from emocaliber.runtime.manifest import (
 from emocaliber.runtime.parity import DECODE_STEPS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
+from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.sealing import check_free, seal, staged, write_parity
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .external_data import remove_graph
 from .families import decoder_of, family_of, image_side_of
 from .graphs import export_graphs
-from .quantize import QuantizationReport, graph_files, quantize_graphs
+from .quantize import NO_IMAGES, QuantizationReport, graph_files, needs_ranges, quantize_graphs
+from .static_ranges import find_ranges
 from .verify import Tolerances, verify_graphs
 
 
@@ -116,6 +119,7 @@ def write_bundle(
     spec: BundleSpec,
     *,
     calibrators: Sequence[Calibrator] = (),
+    calibration_samples: Sequence[Sample] = (),
     verify: bool = True,
     steps: int = DECODE_STEPS,
     force: bool = False,
@@ -132,20 +136,33 @@ def write_bundle(
         processor: Its processor: ``tokenizer``, ``image_processor`` and a chat template.
         spec: Name, taxonomies, prompts, precisions and provenance.
         calibrators: Fitted calibrators, if there are any yet; `replace_calibration` of the runtime adds them later.
+        calibration_samples: Images on which the ranges of ``qdq`` are found; see `find_ranges`.
         verify: Whether to compare the graphs with the model; the result becomes ``parity.json``.
         steps: Greedy decode steps compared there.
         force: Whether a precision that drifts too far is written all the same, and marked in ``parity.json``.
         overwrite: Whether a bundle that stands at ``target`` is replaced; nothing else ever is.
 
     Raises:
+        ConfigError: If ``qdq`` is to be shipped and there are no calibration samples.
+        InputError: If one of their images cannot be read.
         ExportError: If the model or processor is not supported, ``target`` exists, or a graph does not match the model.
     """
     check_free(target, overwrite=overwrite)
+    if needs_ranges(spec.precisions) and not calibration_samples:
+        raise ConfigError(NO_IMAGES)
     with staged(target) as folder:
         export_graphs(model, folder, opset=spec.opset)
         every = replace(spec, precisions=tuple(dict.fromkeys(("fp32", *spec.precisions))))
-        quantization = quantize_graphs(folder, every.precisions)
         atomic_write(folder / TOKENIZER_NAME, tokenizer_json(processor.tokenizer))
+        ranges = None
+        if needs_ranges(spec.precisions):
+            # What runs the images is a bundle, of the float graphs alone.
+            write_calibrators((), folder / CALIBRATION_NAME)
+            plain = replace(spec, precisions=("fp32",), default_precision="fp32")
+            seal(folder, _manifest_fields(model, processor, plain, None))
+            with Bundle.open(folder, verify=False) as bundle:
+                ranges = find_ranges(bundle, folder, calibration_samples)
+        quantization = quantize_graphs(folder, every.precisions, ranges=ranges)
         write_calibrators(calibrators, folder / CALIBRATION_NAME)
         seal(folder, _manifest_fields(model, processor, every, quantization))
         if verify:
@@ -159,7 +176,9 @@ def write_bundle(
     return target
 
 
-def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization: QuantizationReport) -> dict[str, Any]:
+def _manifest_fields(
+    model: Any, processor: Any, spec: BundleSpec, quantization: QuantizationReport | None
+) -> dict[str, Any]:
     """Returns the manifest as plain JSON values, without ``files``."""
     preprocessing, block = image_side_of(model, processor)
     ends = end_tokens(model, processor.tokenizer)
@@ -186,7 +205,7 @@ def _manifest_fields(model: Any, processor: Any, spec: BundleSpec, quantization:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **spec.provenance,
             "opset": spec.opset,
-            "quantization": to_mapping(quantization) if quantization.graphs else None,
+            "quantization": to_mapping(quantization) if quantization and quantization.graphs else None,
             "made_with": made_with,
         },
         "license": spec.license,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
-from emocaliber.runtime.errors import ConfigError
+from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
+from emocaliber.runtime.samples import Sample, read_samples
 from emocaliber.runtime.sealing import check_free, staged
 
 from . import engine_command, tune_command, verify_command
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     onnx.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 to 21 (default 20)")
     onnx.add_argument(
-        "--precision", action="append", metavar="P", help="beside fp32, as of 'export bundle' (default: int8)"
+        "--precision", action="append", metavar="P", help="beside fp32, as of 'export bundle' but qdq (default: int8)"
     )
     onnx.add_argument("--overwrite", action="store_true", help="replace graphs that stand there")
     onnx.set_defaults(action_run=_run_onnx)
@@ -65,8 +66,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--precision",
         action="append",
         metavar="P",
-        help="variant to ship: fp32, fp16, int8, int4, or two for vision encoder and decoder, such as int8-int4; "
+        help="variant to ship: fp32, fp16, int8, int4, qdq, or two for vision encoder and decoder, such as int8-int4; "
         "repeat for more, the last is the default (default: from the recipe, else fp32 and int8)",
+    )
+    bundle.add_argument(
+        "--calibration-samples",
+        type=Path,
+        metavar="SAMPLES.jsonl",
+        help="images on which the scales of qdq are found: a few of the calibration split",
     )
     _add_drift(bundle, f"from the recipe, else {MAX_KL_DRIFT}")
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
@@ -111,14 +118,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_onnx(arguments: argparse.Namespace) -> int:
     from .graphs import VISION, export_graphs
-    from .quantize import quantize_graphs
+    from .quantize import NO_IMAGES, needs_ranges, quantize_graphs
     from .sources import load_source
 
+    precisions = arguments.precision or ["int8"]
+    if needs_ranges(precisions):
+        raise ConfigError(NO_IMAGES)
     check_free(arguments.out, overwrite=arguments.overwrite, mark=f"{VISION}.onnx")
     model, _ = load_source(arguments.model)
     with staged(arguments.out) as folder:
         export_graphs(model, folder, opset=arguments.opset)
-        report = quantize_graphs(folder, arguments.precision or ["int8"])
+        report = quantize_graphs(folder, precisions)
     for name, graph in report.graphs.items():
         kept = ", ".join(f"{count} {kind}" for kind, count in graph.float_nodes.items()) or "none"
         sys.stdout.write(
@@ -140,11 +150,34 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
 
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
+    samples = _calibration_samples(arguments.calibration_samples) if arguments.calibration_samples else ()
     model, processor = load_source(arguments.model)
-    write_bundle(arguments.out, model, processor, spec, force=arguments.force, overwrite=arguments.overwrite)
+    write_bundle(
+        arguments.out,
+        model,
+        processor,
+        spec,
+        calibration_samples=samples,
+        force=arguments.force,
+        overwrite=arguments.overwrite,
+    )
     size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     sys.stdout.write(f"{arguments.out}: {spec.name} {spec.version}, {size_bytes:,} bytes, verified\n")
     return 0
+
+
+def _calibration_samples(path: Path) -> list[Sample]:
+    """Returns the samples of a file's calibration split, and those of no split.
+
+    Raises:
+        InputError: If the file cannot be read, or has none of them.
+    """
+    from emocaliber.evaluate.bundle_fitting import CALIBRATION_SPLIT
+
+    samples = [sample for sample in read_samples(path) if sample.split in (CALIBRATION_SPLIT, None)]
+    if not samples:
+        raise InputError(f"no sample of {path} is of split {CALIBRATION_SPLIT!r}, or of none")
+    return samples
 
 
 def _run_transformers_js(arguments: argparse.Namespace) -> int:

@@ -38,6 +38,25 @@ def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], N
     return (levels + ZERO_POINT).astype(np.uint8), scales
 
 
+def quantize_signed(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Returns ``weight`` as signed bytes of the same shape, and one scale for each place of ``axis``.
+
+    ``weight ~ bytes * scale`` with ``scale = max |weights of the place| / 127``; 1 where all of them are zero.
+
+    Args:
+        weight: float32, finite.
+        axis: Of the output channels.
+
+    Raises:
+        ExportError: If a weight is not finite.
+    """
+    _check_finite(weight)
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scales = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales.ravel()
+
+
 def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Returns ``weight`` in blocks of 32 along its last axis: two levels a byte [N, blocks, 16], scales [N, blocks].
 
@@ -74,21 +93,15 @@ def quantize_products(model: onnx.ModelProto, name: str, bits: WeightBits) -> in
     Raises:
         ExportError: If a weight would stay float.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    constant = _constants(model)
+    weights = Weights(model, name)
     products = _Products(model)
     count = 0
     for node in list(model.graph.node):
-        if node.op_type not in ("MatMul", "Gemm") or not (set(node.input[:2]) & constant):
+        tensor = weights.of(node) if node.op_type in ("MatMul", "Gemm") else None
+        if tensor is None:
             products.nodes.append(node)
             continue
-        transposed = _is_transposed(node)
-        tensor = weights.get(node.input[1])
-        if tensor is None or len(tensor.dims) != 2:
-            raise ExportError(
-                f"{name}: {node.op_type} {node.name!r} multiplies by a weight that is not a plain matrix "
-                f"({node.input[1]!r}); it would stay float without a word"
-            )
+        transposed = is_transposed(node)
         if bits == "int8" or transposed:
             products.bytes_product(node, tensor, transposed=transposed)
         else:
@@ -97,6 +110,32 @@ def quantize_products(model: onnx.ModelProto, name: str, bits: WeightBits) -> in
     del model.graph.node[:]
     model.graph.node.extend(products.nodes)
     return count
+
+
+class Weights:
+    """The weights of a graph, by what reads them."""
+
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        """Takes a graph, its weights in it, and its name for messages."""
+        self._name = name
+        self._stored: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._constant = constants(model)
+
+    def of(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
+        """Returns the weight that a convolution or a product reads; None for any other node.
+
+        Raises:
+            ExportError: If it depends on weights in a way that would leave it float.
+        """
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or not (set(node.input[:2]) & self._constant):
+            return None
+        tensor = self._stored.get(node.input[1])
+        if tensor is None or (node.op_type != "Conv" and len(tensor.dims) != 2):
+            raise ExportError(
+                f"{self._name}: {node.op_type} {node.name!r} multiplies by a weight that is not a plain matrix "
+                f"({node.input[1]!r}); it would stay float without a word"
+            )
+        return tensor
 
 
 class _Products:
@@ -224,16 +263,10 @@ def quantize_convolutions(model: onnx.ModelProto) -> int:
     count = 0
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
-            kernel = numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
-            _check_finite(kernel)
-            scales = (np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127.0).astype(np.float32)
-            steps = np.where(scales > 0, scales, 1.0).reshape(-1, *(1,) * (kernel.ndim - 1))
+            levels, steps = quantize_signed(numpy_helper.to_array(weights[node.input[1]]).astype(np.float32), 0)
             stem = f"{node.input[1]}_q8"
             model.graph.initializer.extend(
-                [
-                    numpy_helper.from_array(np.rint(kernel / steps).astype(np.int8), f"{stem}_data"),
-                    numpy_helper.from_array(scales, f"{stem}_scales"),
-                ]
+                [numpy_helper.from_array(levels, f"{stem}_data"), numpy_helper.from_array(steps, f"{stem}_scales")]
             )
             nodes.append(
                 helper.make_node("DequantizeLinear", [f"{stem}_data", f"{stem}_scales"], [stem], name=stem, axis=0)
@@ -251,7 +284,7 @@ def _check_finite(weight: NDArray[np.float32]) -> None:
         raise ExportError("a weight holds NaN or infinity; the model cannot be quantised")
 
 
-def _constants(model: onnx.ModelProto) -> set[str]:
+def constants(model: onnx.ModelProto) -> set[str]:
     """Returns the names of all values that depend on weights only."""
     known = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -264,7 +297,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _is_transposed(node: onnx.NodeProto) -> bool:
+def is_transposed(node: onnx.NodeProto) -> bool:
     """Returns whether the weight is stored [N, K]; refuses Gemm forms that are not a plain linear layer."""
     if node.op_type == "MatMul":
         return False

@@ -72,8 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
 def table(tuning: Tuning) -> str:
     """Returns the trials as text, one line each; a star marks the Pareto front, an arrow what is proposed."""
     kind = "calibrated as fp32" if tuning.calibrated else "raw probabilities"
+    apart = f"; ranges of qdq found on {tuning.range_images} others" if tuning.range_images else ""
     lines = [
-        f"{tuning.n} images of {tuning.taxonomy}, {tuning.engine}, {kind}; in brackets 95 % intervals",
+        f"{tuning.n} images of {tuning.taxonomy}, {tuning.engine}, {kind}; in brackets 95 % intervals{apart}",
         f"{'':2}{'precision':<12}{'ms':>9}{'p90 ms':>9}{'MB':>9}  {'drift, nats':<26}{'same label':>10}  {'ECE':<22}",
     ]
     for trial in tuning.trials:

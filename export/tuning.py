@@ -35,7 +35,8 @@ from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.taxonomy import Taxonomy
 
 from .external_data import data_path, graph_bytes
-from .quantize import graph_files, quantize_graphs
+from .quantize import graph_files, needs_ranges, quantize_graphs
+from .static_ranges import find_ranges
 
 Floats = NDArray[np.float64]
 
@@ -80,6 +81,8 @@ class Tuning:
     """Label set of the images."""
     n: int
     """Number of images."""
+    range_images: int = 0
+    """Images of the same samples on which the ranges of qdq were found; none of them was measured."""
     calibrated: bool
     """Whether the bundle had a calibrator for fp32."""
     engine: str
@@ -109,6 +112,32 @@ def labelled_images(samples: Iterable[Sample], taxonomy: str, limit: int | None 
     )
 
 
+def set_apart(given: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+    """Returns the images without every fourth of them, to measure, and those, to find the ranges of qdq on.
+
+    An image that stands several times in a set is on one side.
+
+    Raises:
+        InputError: If fewer than two are left to measure.
+    """
+    fourth = set(given.images[::4])
+    apart = np.array([image in fourth for image in given.images])
+    if len(apart) - apart.sum() < 2:
+        raise InputError(
+            f"{len(apart)} labelled images of {given.taxonomy.name}; a fourth is for the ranges of qdq, and at least "
+            "two others are to be measured"
+        )
+    measured, ranging = (
+        CalibrationSet(
+            taxonomy=given.taxonomy,
+            images=tuple(image for image, wanted in zip(given.images, rows, strict=True) if wanted),
+            targets=given.targets[rows],
+        )
+        for rows in (~apart, apart)
+    )
+    return measured, ranging
+
+
 def tune(
     folder: Path,
     given: CalibrationSet,
@@ -122,7 +151,7 @@ def tune(
 
     Args:
         folder: A bundle's folder, its fp32 graphs in it.
-        given: The images.
+        given: The images. Where ``qdq`` is tried, every fourth is taken to find its ranges on, and not measured.
         precisions: To try beside fp32.
         engine: What runs them.
         threads: Threads an operator may use; None lets the engine choose.
@@ -142,7 +171,13 @@ def tune(
             )
         graphs = Path(place)
         _link(bundle.manifest.precisions[REFERENCE], bundle.folder, graphs)
-        quantize_graphs(graphs, names)
+        ranges = None
+        if needs_ranges(names):
+            given, apart = set_apart(given)
+            labels, name = given.taxonomy.labels, given.taxonomy.name
+            samples = [Sample(image=image, taxonomy=name, labels=labels) for image in apart.images]
+            ranges = find_ranges(bundle, graphs, samples)
+        quantize_graphs(graphs, names, ranges=ranges)
         calibrator = bundle.calibrator(given.taxonomy.name, "direct", REFERENCE)
         matching = calibrator is not None and calibrator.labels == given.taxonomy.labels
         found: dict[str, tuple[Floats, Floats]] = {}
@@ -160,6 +195,7 @@ def tune(
         max_drift=max_drift,
         taxonomy=given.taxonomy.name,
         n=len(given.images),
+        range_images=0 if ranges is None else ranges.images,
         calibrated=matching,
         engine=ran_on,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "int4", "qdq")
 """Precisions of a graph."""
 MAX_KL_DRIFT = 0.02
 """Accepted where a recipe says nothing else, in nats."""

@@ -105,6 +105,23 @@ def test_the_grounded_student_is_the_one_that_is_exported(
     recipe = tiny_recipe(ground=GROUND)
     for name in ("student", "ground"):
         leave(name, recipe, workspace)
-    monkeypatch.setattr(stages, "write_bundle", lambda folder, model, processor, spec: model.name_or_path)
+    monkeypatch.setattr(stages, "write_bundle", lambda folder, model, *_, **__: model.name_or_path)
     assert str(run_bundle(recipe, workspace)) == str(workspace.stage("ground"))
     assert str(run_bundle(tiny_recipe(), workspace)) == str(workspace.stage("student"))
+
+
+def test_static_ranges_are_found_on_calibration_images(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def write(folder: Path, *_: Any, calibration_samples: Any) -> Path:
+        given.append(calibration_samples)
+        return folder
+
+    monkeypatch.setattr(stages, "write_bundle", write)
+    bundle = {"name": "tiny", "license": "Apache-2.0"}
+    for precisions in (["int8"], ["int8", "qdq-fp16"]):
+        recipe = tiny_recipe(bundle={**bundle, "precisions": precisions})
+        leave("student", recipe, workspace)
+        run_bundle(recipe, workspace)
+    assert given[0] == ()
+    assert {sample.split for sample in given[1]} == {"calibration"}

@@ -110,9 +110,7 @@ def test_an_existing_bundle_is_replaced_only_when_asked_and_only_as_a_whole(
     with pytest.raises(ExportError, match="exists; give another place, or ask to overwrite it"):
         write_bundle(target, model, processor, SPEC, verify=False)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            bundle_module, "quantize_graphs", lambda _folder, _names: (_ for _ in ()).throw(ExportError("broken"))
-        )
+        patch.setattr(bundle_module, "quantize_graphs", lambda *_, **__: (_ for _ in ()).throw(ExportError("broken")))
         with pytest.raises(ExportError, match="broken"):
             write_bundle(target, model, processor, SPEC, verify=False, overwrite=True)
     assert (target / "stale.txt").exists()

@@ -160,6 +160,11 @@ def test_a_precision_names_its_graphs() -> None:
         "vision_encoder_q4.onnx", "embed_tokens_int8.onnx", "decoder_model_merged_q4.onnx"
     )  # fmt: skip
     assert graph_files("fp16-int8").vision_encoder == "vision_encoder_fp16.onnx"
+    # Beside static ranges it is int8 too.
+    assert graph_files("fp16-qdq").names() == (
+        "vision_encoder_fp16.onnx", "embed_tokens_int8.onnx", "decoder_model_merged_quantized.onnx"
+    )  # fmt: skip
+    assert graph_files("qdq-fp16").names()[:2] == ("vision_encoder_quantized.onnx", "embed_tokens_fp16.onnx")
     for wrong in ("int3", "int8-int8", "int8-", "int8-int4-fp16", ""):
         with pytest.raises(ConfigError, match=f"no precision '{wrong}'"):
             graph_files(wrong)

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from emocaliber.export.static_nodes import quantize_statically, values_at_weights
 from emocaliber.export.tensorrt import (
     Network,
     UnsupportedGraphError,
@@ -153,27 +152,22 @@ def test_half_precision_builds(bundle: Bundle, tmp_path: Path) -> None:
     assert built(tmp_path / "half.onnx", vision_profile(bundle.manifest, LIMITS))
 
 
-class Pixels(CalibrationDataReader):  # type: ignore[misc]
-    """Two random images."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self._left = [rng.normal(size=(1, 3, 32, 32)).astype(np.float32) for _ in range(2)]
-
-    def get_next(self) -> dict[str, Any] | None:
-        return {"pixel_values": self._left.pop()} if self._left else None
-
-
-def test_eight_bits_with_scales_in_the_graph_build(bundle: Bundle, tmp_path: Path) -> None:
-    path = tmp_path / "qdq.onnx"
-    quantize_static(
-        bundle.path("vision_encoder.onnx"), path, Pixels(), quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-        op_types_to_quantize=["MatMul"],
-    )  # fmt: skip
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-    assert built(path, vision_profile(bundle.manifest, LIMITS))
+@pytest.mark.parametrize("family", ["idefics3", "convolutional", *MANIFESTS])
+def test_eight_bits_with_static_ranges_build(bundle: Bundle, tmp_path: Path, family: str) -> None:
+    """Every graph, its weights and what meets them in bytes; any ranges serve to build, and one profile."""
+    folder, manifest = GRAPHS / family, MANIFESTS.get(family, bundle.manifest)
+    profiles = {
+        "vision_encoder.onnx": vision_profile(manifest, LIMITS),
+        "decoder_model_merged.onnx": decoder_profiles(manifest, LIMITS)["prefill"],
+    }
+    for name, profile in profiles.items():
+        if family == "convolutional" and name != "vision_encoder.onnx":
+            continue  # it has the decoder of idefics3
+        model = onnx.load(bundle.path(name) if family == "idefics3" else folder / name)
+        ranges = dict.fromkeys(values_at_weights(model, name), 4.0)
+        assert quantize_statically(model, name, ranges) >= len(ranges) > 0
+        onnx.save_model(model, tmp_path / name)
+        assert built(tmp_path / name, profile)
 
 
 class Config:

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from tiny_run import scene_samples
 
+from emocaliber.evaluate.bundle_fitting import CalibrationSet
 from emocaliber.evaluate.records import Interval
-from emocaliber.export.tuning import Trial, Tuning, labelled_images, proposal, with_front
+from emocaliber.export.tuning import Trial, Tuning, labelled_images, proposal, set_apart, with_front
 from emocaliber.export.tuning_chart import tuning_svg
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.errors import InputError
+from emocaliber.runtime.taxonomy import TAXONOMIES
 
 
 def trial(precision: str, latency_ms: float, size_bytes: int, drift: float, spread: float = 0.0) -> Trial:
@@ -73,6 +76,28 @@ def test_the_command_measures_and_draws(written: Path, tmp_path: Path, capsys: p
     assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
     assert main([*words, "--limit", "4"]) == 0
     assert capsys.readouterr().out.startswith("4 images of emotion6-7, onnxruntime-cpu, raw probabilities")
+
+
+def test_static_ranges_are_found_on_other_images(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene_samples(tmp_path, 6)
+    words = ["export", "tune", str(written), "--data", str(tmp_path / "samples.jsonl"), "--precision", "qdq"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 images of emotion6-7, ")
+    assert "ranges of qdq found on 2 others" in printed
+    assert main([*words, "--limit", "2"]) == 1
+    assert "2 labelled images of emotion6-7; a fourth is for the ranges of qdq" in capsys.readouterr().err
+
+
+def test_an_image_is_measured_or_ranged_never_both() -> None:
+    images = tuple("abcdaefg")
+    given = CalibrationSet(taxonomy=TAXONOMIES["fi-2"], images=images, targets=np.arange(16.0).reshape(8, 2))
+    measured, apart = set_apart(given)
+    # The first and the fifth are one image.
+    assert (measured.images, apart.images) == (tuple("bcdefg"), ("a", "a"))
+    assert measured.targets[:, 0].tolist() == [2.0, 4.0, 6.0, 10.0, 12.0, 14.0]
 
 
 def test_what_cannot_be_tuned_is_said(
