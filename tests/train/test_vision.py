@@ -88,52 +88,6 @@ def test_samples_must_say_what_is_seen(scenes: list[Sample], processor: Any, tmp
         train_vision(fresh(recipe, processor), processor, [blank], recipe, tmp_path)
 
 
-def test_the_first_steps_show_small_images_also_after_an_interruption(
-    scenes: list[Sample], processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Two epochs of four steps, of which the first three quarters are six; the run breaks at the seventh.
-    table = {"learning_rate": 5e-3, "batch_size": 2, "epochs": 2, "save_steps": 1}
-    recipe = tiny_recipe(vision={**table, "first_side": 16, "first_share": 0.75, "feature_weight": 0.0})
-    whole, broken, again = (fresh(recipe, processor) for _ in range(3))
-    sides: list[int] = []
-    for model in (whole, again):
-        tower = model.model.vision_model
-        tower.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
-    train_vision(whole, processor, scenes, recipe, tmp_path / "whole")
-    assert sides == 6 * [16] + 2 * [32]
-    sides.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "ProgressBar", Interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train_vision(broken, processor, scenes, recipe, tmp_path / "broken")
-    train_vision(again, processor, scenes, recipe, tmp_path / "broken", resume=True)
-    assert sides == 2 * [32]
-    for name, weight in whole.state_dict().items():
-        assert torch.allclose(weight, again.state_dict()[name], atol=1e-6), name
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"first_side": 24}, r"first_side is 24, expected a multiple of 16 pixels \(.*\) below image_size 32"),
-        ({"first_side": 32}, "first_side is 32, expected a multiple of 16 pixels"),
-        ({"first_side": 0}, "first_side is 0, expected a multiple of 16 pixels"),
-        ({"first_share": 1.5}, r"first_share is 1.5, expected a number in \[0, 1\]"),
-        ({"first_side": 16, "feature_weight": 1.0}, "set feature_weight to 0, it is 1.0"),
-    ],
-)
-def test_first_sides_that_make_no_sense_are_refused(
-    scenes: list[Sample], processor: Any, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    def attempt() -> None:
-        table = {"learning_rate": 5e-3, "batch_size": 2, "epochs": 1, "feature_weight": 0.0, **changes}
-        recipe = tiny_recipe(vision=table)
-        train_vision(fresh(recipe, processor), processor, scenes, recipe, tmp_path)
-
-    with pytest.raises(ConfigError, match=message):
-        attempt()
-
-
 @pytest.mark.parametrize("shape", [(200, 3, 2, 4), (200, 1, 3, 2, 4)])
 def test_half_of_the_images_are_mirrored(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

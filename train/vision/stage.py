@@ -60,7 +60,7 @@ def train_vision(
     probe = Probe(model, blocks, images.word_count, augmentation, weights, teachers)
     order = balanced(images.sets, range(len(images)), table.balance)
     kept = nn.ModuleList([probe.tower, probe.connector])
-    watchers = [] if table.first_side is None else [FirstSide(probe, table.first_side, table.first_share)]
+    watchers = [FirstSide(probe, table.first_side, table.first_share)] if table.first_side else []
     history = train_epochs("vision", probe, kept, images, order, table, recipe, folder, checkpoint, watchers)
     return save_stage("vision", folder, model, processor, recipe, started=started, history=history)
 
