@@ -84,11 +84,6 @@ class VisionRecipe:
     """Share of the weights' exponential average that a step keeps at most; 0 keeps the weights of the last step."""
     balance: float = 1.0
     """A label set of n images is shown as if it had n_max (n / n_max) ** balance: 1 as they are, 0 all alike."""
-    first_side: int | None = None
-    """Pixels of a side that the tower sees during the first steps, below the model's ``image_size``: such steps cost
-    less. None shows it whole images throughout."""
-    first_share: float = 0.8
-    """Share of the steps that are the first, where ``first_side`` is given."""
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     groups: dict[str, GroupRecipe] = field(default_factory=dict)
     """Label sets that are treated apart, by a name of the recipe's choice."""
@@ -110,14 +105,8 @@ class VisionRecipe:
         for name in ("votes_weight", "distill_weight", "feature_weight"):
             if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
-        for name in ("balance", "first_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number in [0, 1]")
-        if self.first_side is not None and self.feature_weight:
-            raise ConfigError(
-                f"first_side is {self.first_side}, so the tower's tokens are not the teachers' maps at first; "
-                f"set feature_weight to 0, it is {self.feature_weight!r}"
-            )
+        if not 0.0 <= self.balance <= 1.0:
+            raise ConfigError(f"balance is {self.balance!r}, expected a number in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 from torch.utils.data import Dataset
 
 from emocaliber.runtime.images import decode_image
@@ -81,11 +80,6 @@ def balanced(sets: torch.Tensor, members: Sequence[int], balance: float) -> list
         count = round(largest * (len(group) / largest) ** balance)
         places += [group[place % len(group)] for place in range(count)]
     return sorted(places)
-
-
-def shrunk(images: torch.Tensor, side: int | None) -> torch.Tensor:
-    """Returns (N, 3, side, side) images, whose pixels are means of the given ones; the given ones for None."""
-    return images if side in (None, images.shape[-1]) else nn.functional.adaptive_avg_pool2d(images, side)
 
 
 def vocabulary(samples: Sequence[Sample]) -> list[str]:

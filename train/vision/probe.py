@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from .augmentation import Augmentation
-from .images import shrunk
 from .labels import LabelBlocks
 from .teachers import Teachers
 
@@ -54,8 +52,6 @@ class Probe(nn.Module):
         self._blocks, self._augmentation, self._weights = blocks, augmentation, weights
         # Not in a module list: they are neither trained nor stored in checkpoints.
         self._teachers = tuple(teachers)
-        self.side: int | None = None
-        """Pixels of a side that the tower is shown; None shows it the images as they are."""
 
     def forward(
         self, pixel_values: torch.Tensor, sets: torch.Tensor, labels: torch.Tensor, words: torch.Tensor
@@ -66,7 +62,7 @@ class Probe(nn.Module):
         teachers, what `_lesson` says of the same altered image.
         """
         images, (labels, words) = self._augmentation(pixel_values, sets, (labels, words))
-        tokens = self.tower(shrunk(images, self.side)).last_hidden_state
+        tokens = self.tower(images).last_hidden_state
         outputs = self.head(self.connector(tokens).mean(dim=1))
         logits, word_logits = outputs.split([self._blocks.total, words.shape[1]], dim=1)
         logits = self._blocks.own(logits, sets)
@@ -101,19 +97,3 @@ class Probe(nn.Module):
             difference = nn.functional.smooth_l1_loss(self.projections[place](tokens), maps)
             lesson = lesson + self._weights.feature * difference
         return lesson
-
-
-class FirstSide(TrainerCallback):
-    """Shows a probe small images during the first steps of a run, and then whole ones.
-
-    A smaller image costs a convolutional tower proportionally less, and most of what it learns does not need the last
-    pixels; the last steps fit it to the size that it will see (Touvron et al. 2019, arXiv 1906.06423).
-    """
-
-    def __init__(self, probe: Probe, side: int, share: float) -> None:
-        """Takes whose `Probe.side` is set, the small side in pixels, and the share of the steps that have it."""
-        self._probe, self._side, self._share = probe, side, share
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Sets the side by the step that begins, whether or not the run was interrupted before it."""
-        self._probe.side = self._side if state.global_step < self._share * state.max_steps else None

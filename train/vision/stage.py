@@ -19,7 +19,7 @@ from emocaliber.train.stage_recipes import VisionRecipe
 from .augmentation import Augmentation
 from .images import Images, balanced
 from .labels import LabelBlocks
-from .probe import FirstSide, Probe, Weights
+from .probe import Probe, Weights
 from .teachers import taught_sets, train_teachers
 from .training import train_epochs
 
@@ -49,30 +49,17 @@ def train_vision(
     if not resume and any(runs.glob("teacher-*")):
         raise ConfigError(f"{folder} holds an unfinished run; continue it with --resume, or remove the folder")
     blocks = LabelBlocks(samples, recipe.data.sets)
-    tower = model.config.vision_config
-    _check_first_side(table, tower.image_size, tower.patch_size * model.config.scale_factor)
-    augmentation = _augmentation(table, blocks, tower.image_size, processor)
+    augmentation = _augmentation(table, blocks, model.config.vision_config.image_size, processor)
     images = Images(samples, blocks, processor, augmentation.source_side)
-    grid = tower.image_size // tower.patch_size
+    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
     teachers = train_teachers(images, blocks, augmentation, recipe, runs, grid, resume=resume)
     torch.manual_seed(recipe.seed)
     weights = Weights(votes=table.votes_weight, distill=table.distill_weight, feature=table.feature_weight)
     probe = Probe(model, blocks, images.word_count, augmentation, weights, teachers)
     order = balanced(images.sets, range(len(images)), table.balance)
     kept = nn.ModuleList([probe.tower, probe.connector])
-    watchers = [FirstSide(probe, table.first_side, table.first_share)] if table.first_side else []
-    history = train_epochs("vision", probe, kept, images, order, table, recipe, folder, checkpoint, watchers)
+    history = train_epochs("vision", probe, kept, images, order, table, recipe, folder, checkpoint)
     return save_stage("vision", folder, model, processor, recipe, started=started, history=history)
-
-
-def _check_first_side(table: VisionRecipe, image_size: int, cell: int) -> None:
-    """Refuses a first side that is not below ``image_size`` or not made of whole visual tokens of ``cell`` pixels."""
-    side = table.first_side
-    if side is not None and not (0 < side < image_size and side % cell == 0):
-        raise ConfigError(
-            f"vision.first_side is {side}, expected a multiple of {cell} pixels (patch_size × scale_factor) "
-            f"below image_size {image_size}"
-        )
 
 
 def _augmentation(table: VisionRecipe, blocks: LabelBlocks, side: int, processor: Any) -> Augmentation:

@@ -24,7 +24,7 @@ from emocaliber.train.run import CHECKPOINTS, last_checkpoint
 from emocaliber.train.stage_recipes import GroupRecipe, VisionRecipe
 
 from .augmentation import Augmentation
-from .images import Images, balanced, shrunk
+from .images import Images, balanced
 from .labels import LabelBlocks
 from .training import train_epochs
 
@@ -72,7 +72,7 @@ class _Lessons(nn.Module):
     def forward(self, pixel_values: torch.Tensor, sets: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the loss: cross-entropy to the label distribution."""
         images, (labels,) = self._augmentation(pixel_values, sets, (labels,))
-        logits, _ = self.net(shrunk(images, self._side))
+        logits, _ = self.net(_shrunk(images, self._side))
         return {"loss": nn.functional.cross_entropy(self._blocks.own(logits, sets), labels)}
 
 
@@ -113,7 +113,7 @@ class Teachers:
 
     @torch.no_grad()
     def _look(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        seen = [net(shrunk(images, self._side)) for net in self._nets]
+        seen = [net(_shrunk(images, self._side)) for net in self._nets]
         maps = torch.cat([_on_grid(each, self._grid) for _, pair in seen for each in pair], dim=1)
         return [logits for logits, _ in seen], maps.flatten(2).transpose(1, 2)
 
@@ -192,6 +192,10 @@ def _trained(
         place.wait_for_everyone()
     lessons.net.load_state_dict(load_file(weights))
     return lessons.net
+
+
+def _shrunk(images: torch.Tensor, side: int) -> torch.Tensor:
+    return images if images.shape[-1] == side else nn.functional.adaptive_avg_pool2d(images, side)
 
 
 def _on_grid(maps: torch.Tensor, grid: int) -> torch.Tensor:
