@@ -42,6 +42,8 @@ class GroupRecipe:
     """Names in ``data.sets``, or taxonomies."""
     augment: AugmentRecipe | None = None
     """What happens to their images, also while the tower learns; None takes what the stage has."""
+    last_augment: AugmentRecipe | None = None
+    """What happens to them in the tower's last steps; None goes on as before."""
     teachers: int = 0
     """How many networks, which differ in their seed."""
     side: int = 96
@@ -85,6 +87,8 @@ class VisionRecipe:
     balance: float = 1.0
     """A label set of n images is shown as if it had n_max (n / n_max) ** balance: 1 as they are, 0 all alike."""
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    last_share: float = 0.2
+    """Share of the steps that are the last, for groups with a ``last_augment``."""
     groups: dict[str, GroupRecipe] = field(default_factory=dict)
     """Label sets that are treated apart, by a name of the recipe's choice."""
     precision: Precision = "fp32"
@@ -105,8 +109,9 @@ class VisionRecipe:
         for name in ("votes_weight", "distill_weight", "feature_weight"):
             if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
-        if not 0.0 <= self.balance <= 1.0:
-            raise ConfigError(f"balance is {self.balance!r}, expected a number in [0, 1]")
+        for name in ("balance", "last_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a number in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from emocaliber.train.models import build_model
 from emocaliber.train.recipe import Recipe
 from emocaliber.train.stage_recipes import GroupRecipe
 from emocaliber.train.vision import train_vision
+from emocaliber.train.vision.augmentation import Augmentation
 from emocaliber.train.vision.labels import LabelBlocks
 from emocaliber.train.vision.teachers import ResidualNet, Teachers
 
@@ -113,6 +114,40 @@ def test_teachers_and_what_is_asked_for_change_what_is_learnt(
     assert all(not torch.equal(a, b) for place, a in enumerate(others) for b in others[:place])
 
 
+@pytest.mark.parametrize("last", [{}, {"crop": 0.9}])
+def test_the_last_steps_alter_images_otherwise_also_after_an_interruption(
+    scenes: list[Sample], processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: dict[str, float]
+) -> None:
+    # Two steps an epoch, of which the first half are four; the run breaks after the second.
+    group = {"sets": ["emotion6-7"], "augment": AUGMENT, "last_augment": last}
+    table = {"learning_rate": 2e-3, "batch_size": 4, "epochs": 4, "save_steps": 1, "last_share": 0.5}
+    recipe = tiny_recipe(vision={**table, "groups": {"all": group}})
+    whole, again = fresh(recipe, processor), fresh(recipe, processor)
+    crops: list[float] = []
+    altered = Augmentation.__call__
+
+    def recording(self: Augmentation, *arguments: Any) -> Any:
+        crops.append(self._crop[0].item())
+        images, targets = altered(self, *arguments)
+        assert images.shape[-2:] == (32, 32)
+        return images, targets
+
+    monkeypatch.setattr(Augmentation, "__call__", recording)
+    train_vision(whole, processor, scenes, recipe, tmp_path / "whole")
+    expected = 4 * [AUGMENT["crop"]] + 4 * [last.get("crop", 1.0)]
+    assert crops == pytest.approx(expected)
+    crops.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "ProgressBar", type("Stopping", (Interrupting,), {"stop": "vision"}))
+        with pytest.raises(KeyboardInterrupt):
+            train_vision(fresh(recipe, processor), processor, scenes, recipe, tmp_path / "broken")
+    train_vision(again, processor, scenes, recipe, tmp_path / "broken", resume=True)
+    # Of the interrupted step no checkpoint was left.
+    assert crops == pytest.approx([*expected[:2], *expected[1:]])
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(weight, again.state_dict()[name], atol=1e-6), name
+
+
 def test_teachers_answer_for_their_labels_and_show_standardised_maps() -> None:
     samples = [
         Sample(image=f"{place}.png", taxonomy=taxonomy, answer=answer)
@@ -150,6 +185,7 @@ def test_teachers_answer_for_their_labels_and_show_standardised_maps() -> None:
         ({"a": {"sets": ["oasis"], "teachers": 1, "side": 64}}, "a.side is 64, above the 32 pixels of the tower"),
         ({"a": {"sets": ["oasis"], "widths": [8]}}, r"widths are \[8\], expected two or more numbers > 0"),
         ({"a": {"sets": []}}, "sets is empty"),
+        ({"a": {"sets": ["oasis"], "last_augment": {"crop": 0}}}, r"crop is 0.0, expected a number in \(0, 1\]"),
     ],
 )
 def test_groups_that_make_no_sense_are_refused(
@@ -161,6 +197,11 @@ def test_groups_that_make_no_sense_are_refused(
 
     with pytest.raises(ConfigError, match=message):
         attempt()
+
+
+def test_shares_are_shares() -> None:
+    with pytest.raises(ConfigError, match=r"last_share is 1.5, expected a number in \[0, 1\]"):
+        recipe_with(last_share=1.5)
 
 
 def test_weights_that_are_no_matrices_do_not_decay(scenes: list[Sample], processor: Any, tmp_path: Path) -> None:

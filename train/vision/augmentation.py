@@ -93,7 +93,7 @@ class Augmentation:
         """Returns (N, 3, side, side) normalised images, altered anew, and their targets.
 
         Args:
-            pixel_values: (N, 3, source_side, source_side) bytes.
+            pixel_values: (N, 3, S, S) bytes; S is `source_side`, or what another way to alter them asks for.
             sets: (N,) label set of each.
             targets: (N, ...) tensors that are mixed as the images are.
         """
@@ -101,6 +101,8 @@ class Augmentation:
         images = mirror_half(pixel_values).float()
         if self._cropping:
             images = _crops(images, self._crop[sets], self._turn[sets], self._side)
+        elif images.shape[-1] != self._side:
+            images = nn.functional.interpolate(images, self._side, mode="area")
         if (self._jitter > 0).any():
             images = _jittered(images, self._jitter[sets])
         images = self._normalised(images)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from .augmentation import Augmentation
 from .labels import LabelBlocks
@@ -49,7 +50,9 @@ class Probe(nn.Module):
         width = model.config.vision_config.hidden_size
         drawn = teachers if weights.feature else ()
         self.projections = nn.ModuleList(nn.Linear(width, group.channels) for group in drawn)
-        self._blocks, self._augmentation, self._weights = blocks, augmentation, weights
+        self._blocks, self._weights = blocks, weights
+        self.augmentation = augmentation
+        """What happens to the images that it is shown."""
         # Not in a module list: they are neither trained nor stored in checkpoints.
         self._teachers = tuple(teachers)
 
@@ -61,7 +64,7 @@ class Probe(nn.Module):
         Cross-entropy to the label distribution, mean binary cross-entropy of the words, and, of images that have
         teachers, what `_lesson` says of the same altered image.
         """
-        images, (labels, words) = self._augmentation(pixel_values, sets, (labels, words))
+        images, (labels, words) = self.augmentation(pixel_values, sets, (labels, words))
         tokens = self.tower(images).last_hidden_state
         outputs = self.head(self.connector(tokens).mean(dim=1))
         logits, word_logits = outputs.split([self._blocks.total, words.shape[1]], dim=1)
@@ -97,3 +100,21 @@ class Probe(nn.Module):
             difference = nn.functional.smooth_l1_loss(self.projections[place](tokens), maps)
             lesson = lesson + self._weights.feature * difference
         return lesson
+
+
+class LastSteps(TrainerCallback):
+    """Alters a probe's images otherwise in the last steps of a run.
+
+    Strongly altered images are not those that will be asked about: milder ones at the end, while the learning rate
+    falls, fit the tower to what it will see (He et al. 2019, arXiv 1909.09148).
+    """
+
+    def __init__(self, probe: Probe, augmentation: Augmentation, share: float) -> None:
+        """Takes whose images are altered, how they are in the end, and the share of the steps that are the last."""
+        self._probe, self._share = probe, share
+        self._first, self._last = probe.augmentation, augmentation
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Chooses by the step that begins, whether or not the run was interrupted before it."""
+        first = state.global_step < (1 - self._share) * state.max_steps
+        self._probe.augmentation = self._first if first else self._last

@@ -19,7 +19,7 @@ from emocaliber.train.stage_recipes import VisionRecipe
 from .augmentation import Augmentation
 from .images import Images, balanced
 from .labels import LabelBlocks
-from .probe import Probe, Weights
+from .probe import LastSteps, Probe, Weights
 from .teachers import taught_sets, train_teachers
 from .training import train_epochs
 
@@ -49,7 +49,7 @@ def train_vision(
     if not resume and any(runs.glob("teacher-*")):
         raise ConfigError(f"{folder} holds an unfinished run; continue it with --resume, or remove the folder")
     blocks = LabelBlocks(samples, recipe.data.sets)
-    augmentation = _augmentation(table, blocks, model.config.vision_config.image_size, processor)
+    augmentation, last = _augmentations(table, blocks, model.config.vision_config.image_size, processor)
     images = Images(samples, blocks, processor, augmentation.source_side)
     grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
     teachers = train_teachers(images, blocks, augmentation, recipe, runs, grid, resume=resume)
@@ -58,17 +58,23 @@ def train_vision(
     probe = Probe(model, blocks, images.word_count, augmentation, weights, teachers)
     order = balanced(images.sets, range(len(images)), table.balance)
     kept = nn.ModuleList([probe.tower, probe.connector])
-    history = train_epochs("vision", probe, kept, images, order, table, recipe, folder, checkpoint)
+    watchers = [] if last is None else [LastSteps(probe, last, table.last_share)]
+    history = train_epochs("vision", probe, kept, images, order, table, recipe, folder, checkpoint, watchers)
     return save_stage("vision", folder, model, processor, recipe, started=started, history=history)
 
 
-def _augmentation(table: VisionRecipe, blocks: LabelBlocks, side: int, processor: Any) -> Augmentation:
-    """Returns what happens to the images of each label set: what its group asks for, else what the stage does.
+def _augmentations(
+    table: VisionRecipe, blocks: LabelBlocks, side: int, processor: Any
+) -> tuple[Augmentation, Augmentation | None]:
+    """Returns what happens to the images of each label set, and what does in the last steps, if it is something else.
+
+    It is what their group asks for, else what the stage does.
 
     Raises:
         ConfigError: If a group has no label set, a label set two groups, or a teacher larger images than the tower.
     """
-    recipes = [table.augment] * len(blocks.sets)
+    first = [table.augment] * len(blocks.sets)
+    last = list(first)
     owners: dict[int, str] = {}
     known = sorted({name for each in blocks.sets for name in each.names})
     for name, group in table.groups.items():
@@ -81,5 +87,7 @@ def _augmentation(table: VisionRecipe, blocks: LabelBlocks, side: int, processor
             if place in owners:
                 raise ConfigError(f"{blocks.sets[place].source} is in vision.groups.{owners[place]} and .{name}")
             owners[place] = name
-            recipes[place] = group.augment or table.augment
-    return Augmentation(recipes, side, processor.image_processor)
+            first[place] = group.augment or table.augment
+            last[place] = group.last_augment or first[place]
+    made = Augmentation(first, side, processor.image_processor)
+    return made, None if last == first else Augmentation(last, side, processor.image_processor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import Subset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from emocaliber.train.arguments import epoch_arguments
@@ -45,6 +46,7 @@ def train_epochs(
     recipe: Recipe,
     folder: Path,
     checkpoint: str | None,
+    watchers: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, Any]]:
     """Returns the log of a training run in place, one mapping a logged step.
 
@@ -58,6 +60,7 @@ def train_epochs(
         recipe: The run.
         folder: Where checkpoints and curves go.
         checkpoint: Where to continue, or None.
+        watchers: What else happens at its steps.
     """
     averages = [WeightAverage(kept, table.average)] if table.average else []
     trainer = _Trainer(
@@ -67,7 +70,7 @@ def train_epochs(
             **epoch_arguments(table, recipe, folder), adam_beta2=table.beta2, bf16=table.precision == "bf16"
         ),
         train_dataset=Subset(images, order),
-        callbacks=[*callbacks(title, folder, recipe), *averages],
+        callbacks=[*callbacks(title, folder, recipe), *averages, *watchers],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
