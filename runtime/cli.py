@@ -114,9 +114,9 @@ def _naming_what_is_missing(name: str, command: Command) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 failed with a message, 2 wrong usage."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    selected = next((word for word in words if not word.startswith("-")), None)
     try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        selected = next((word for word in words if not word.startswith("-")), None)
         arguments = build_parser(selected if selected in COMMANDS else None).parse_args(words)
         # Commands import what takes seconds only when they run.
         with _naming_what_is_missing(arguments.command, COMMANDS[arguments.command]):
