@@ -169,9 +169,9 @@ def write_bundle(
             accepted = Tolerances(kl_drift=spec.max_kl_drift)
             parity = verify_graphs(model, folder, processor=processor, steps=steps, tolerances=accepted, force=force)
             write_parity(parity, folder)
-        if "fp32" not in spec.precisions:
-            for name in graph_files("fp32").names():
-                remove_graph(folder / name)
+        shipped = {name for precision in spec.precisions for name in graph_files(precision).names()}
+        for name in set(graph_files("fp32").names()) - shipped:
+            remove_graph(folder / name)
         seal(folder, _manifest_fields(model, processor, spec, quantization))
     return target
 

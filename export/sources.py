@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from emocaliber.evaluate.convolutional import register
 from emocaliber.evaluate.transformers_loading import load_processor
 from emocaliber.runtime.errors import ArtifactError, DependencyError, ExportError
 
@@ -31,8 +32,11 @@ def load_source(folder: Path) -> tuple[Any, Any]:
     kind = _read(base, "config.json").get("model_type")
     if kind not in SUPPORTED_MODEL_TYPES:
         raise ExportError(f"{base} holds a {kind!r} model; supported: {', '.join(SUPPORTED_MODEL_TYPES)}")
+    register()
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            str(base), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
         if adapters:
             model = _merged(model, folder)
         with_tokenizer = folder if (folder / "tokenizer.json").is_file() else base

@@ -86,6 +86,16 @@ def test_one_precision_can_be_shipped_alone(model: Any, processor: Any, tmp_path
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_float_part_of_a_mixture_stays_without_the_rest(model: Any, processor: Any, tmp_path: Path) -> None:
+    spec = replace(SPEC, precisions=("int8-fp32",), default_precision="int8-fp32")
+    path = write_bundle(tmp_path / "bundle", model, processor, spec)
+    with Bundle.open(path) as bundle:
+        graphs = bundle.manifest.precisions["int8-fp32"].names()
+    assert set(graphs) == {"vision_encoder_int8.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx"}
+    assert {file.name for file in path.glob("*.onnx")} == set(graphs)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("step", ["quantize_graphs", "verify_graphs", "model_card"])
 @pytest.mark.parametrize("error", [ExportError("broken"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_is_left_when_a_step_fails(

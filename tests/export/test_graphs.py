@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +70,21 @@ def test_a_convolutional_tower_is_exported_with_its_normalisation_folded(process
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
     # A stem, three blocks of two, two shortcuts between widths.
     assert manifest["provenance"]["quantization"]["graphs"]["vision_encoder_int8"]["quantized"] == 9 + 1
+
+
+def test_a_folder_with_a_convolutional_tower_is_read_by_a_fresh_process_without_its_code(
+    processor: Any, tmp_path: Path
+) -> None:
+    build_model(processor, seed=2, convolutional=True).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    # What stands there for other programs must not run here.
+    (tmp_path / "model" / "convolutional.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
+    words = "import sys, pathlib; from emocaliber.export.sources import load_source; "
+    words += "print(type(load_source(pathlib.Path(sys.argv[1]))[0]).__name__)"
+    line = [sys.executable, "-c", words, str(tmp_path / "model")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "ConvolutionalIdefics3ForConditionalGeneration"
 
 
 def test_inputs_and_outputs_have_the_agreed_names(sessions: dict[str, Any]) -> None:
