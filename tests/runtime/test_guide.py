@@ -26,7 +26,7 @@ def test_examples_of_the_guide_run(
         exec(compile("\n" * line + block, str(DOCS / "runtime.md"), "exec"), names)  # noqa: S102
     printed = capsys.readouterr().out
     # What the comments say is printed.
-    assert "<EmotionModel nano 0.1.0, int8, onnxruntime-cpu>\n" in printed
-    assert "bundle nano has no calibrator for custom (calm, tense, bored) in direct mode at int8;" in printed
+    assert "<EmotionModel nano 0.1.0, int8-fp32, onnxruntime-cpu>\n" in printed
+    assert "bundle nano has no calibrator for custom (calm, tense, bored) in direct mode at int8-fp32;" in printed
     assert re.search(r"\d ms  analysis: ", printed)
     assert re.search(r"1\.7 s  \w+ \d+%\n", printed)
