@@ -43,6 +43,8 @@ _DTYPES = {"": "fp32", "_fp16": "fp16", "_int8": "int8", "_uint8": "uint8", "_qu
 """What transformers.js calls the graphs whose names end so."""
 _EXPANDED = ("<fake_token_around_image><global-img>", "<image>", "<fake_token_around_image>")
 """What its Idefics3 processor makes of an image token, for an image that is not split: before, token, after."""
+_MOST_BYTES = 2_000_000_000
+"""Weights of a graph file: a protocol buffer holds at most 2 GiB."""
 _BATCH = "batch_size"
 
 _TILES = """
@@ -143,13 +145,13 @@ def _write_graph(source: Path, target: Path, stem: str, tile_size: int) -> None:
         for size in value.type.tensor_type.shape.dim[: 0 if stem == VISION else 1]:
             size.dim_param = _BATCH
     target.parent.mkdir(exist_ok=True)
-    try:
-        onnx.checker.check_model(proto)
-        onnx.save(proto, target)
-    except ValueError as error:
+    size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if size > _MOST_BYTES:
         raise ExportError(
-            f"{target.name} does not fit into one file of 2 GB, as this format has it: {error}"
-        ) from error
+            f"{target.name} has {size:,} bytes of weights, and this format has one file of at most 2 GB a graph; "
+            "choose a precision of fewer bits"
+        )
+    onnx.save(proto, target)
 
 
 def _prepend(

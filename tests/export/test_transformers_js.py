@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emocaliber.export import transformers_js
 from emocaliber.export.transformers_js import PROMPTS_NAME, write_transformers_js
 from emocaliber.runtime.bundle import TOKENIZER_NAME, Bundle
 from emocaliber.runtime.cli import main
@@ -156,6 +157,26 @@ def test_a_bundle_whose_images_stand_otherwise_is_refused(tiny_bundle: Path, tmp
     with Bundle.open(folder) as bundle, pytest.raises(ExportError, match="only Idefics3 bundles"):
         write_transformers_js(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_graph_of_the_embedded_bundle_loads(tmp_path: Path) -> None:
+    with Bundle.open() as bundle:
+        folder = write_transformers_js(bundle, tmp_path / "embedded")
+        graphs = {name for files in bundle.manifest.precisions.values() for name in files.names()}
+    written = sorted((folder / "onnx").glob("*.onnx"))
+    assert {path.name for path in written} == graphs
+    for path in written:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert session.get_inputs()
+
+
+def test_a_graph_that_is_too_large_for_one_file_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_js, "_MOST_BYTES", 1000)
+    with Bundle.open(tiny_bundle) as bundle, pytest.raises(ExportError, match="one file of at most 2 GB a graph"):
+        write_transformers_js(bundle, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
