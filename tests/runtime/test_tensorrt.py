@@ -50,8 +50,8 @@ class Gpu:
         with Bundle.open(folder) as bundle:
             manifest = bundle.manifest
             decoder = list(decoder_profiles(manifest, LIMITS).values())
-            self.library = SimulatedLibrary([vision_profile(manifest, LIMITS)], decoder)
-            self.key = EngineKey.of(bundle, "fp32", local_target(self.library, self.cuda))
+            self.tensorrt = SimulatedLibrary([vision_profile(manifest, LIMITS)], decoder)
+            self.key = EngineKey.of(bundle, "fp32", local_target(self.tensorrt, self.cuda))
             self.engines = cache_folder(bundle) / self.key.digest
         self.engines.mkdir(parents=True)
         shutil.copy(folder / "vision_encoder.onnx", self.engines / VISION_NAME)
@@ -59,13 +59,13 @@ class Gpu:
         write_record(self.engines, self.key, LIMITS)
 
     def profiles_used(self) -> set[str]:
-        return {PROFILES[place] for place in self.library.engines[0].profiles_used}
+        return {PROFILES[place] for place in self.tensorrt.engines[0].profiles_used}
 
 
 @pytest.fixture
 def gpu(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    monkeypatch.setattr(bindings, "tensorrt_library", lambda: found.library)
+    monkeypatch.setattr(bindings, "tensorrt_library", lambda: found.tensorrt)
     monkeypatch.setattr(memory_module, "cuda_runtime", lambda: found.cuda)
     return found
 
@@ -108,9 +108,9 @@ def test_keys_and_values_stay_on_the_device(gpu: Gpu) -> None:
         shape = model.manifest.decoder
         model.predict(IMAGES[0], mode="reason")
         gpu.cuda.copied.update(up=0, down=0)
-        before = len(gpu.library.engines[0].profiles_used)
+        before = len(gpu.tensorrt.engines[0].profiles_used)
         model.predict(IMAGES[0], mode="reason")
-        passes = len(gpu.library.engines[0].profiles_used) - before
+        passes = len(gpu.tensorrt.engines[0].profiles_used) - before
     assert passes > 10, "one pass for each token that was written"
     # Up go embeddings, masks and positions, down come logits and features: with the cache it would be far more.
     logits = 4 * shape.vocab_size
@@ -127,7 +127,7 @@ def test_memory_is_used_again_and_given_back(gpu: Gpu) -> None:
     model.close()
     del model
     gc.collect()
-    gpu.library.engines.clear()
+    gpu.tensorrt.engines.clear()
     gc.collect()
     assert (gpu.cuda.blocks, gpu.cuda.streams) == ({}, 0)
 
