@@ -4,10 +4,9 @@ The scales of precision ``qdq`` are constants, so what they must hold has to be 
 way they take in a prediction: preprocessing, prompt, label tree, stated confidence, and the first tokens of a reasoning
 behind its cache. Only the graphs are watched.
 
-A range ends at the 99.999th percentile of the magnitudes, by ONNX Runtime's histograms. Of min-max, its moving average,
-entropy and the percentiles 99.9, 99.99 and 99.999 it drifted least on a trained student of the embedded bundle's size.
-One scale a value fits badly where a few magnitudes are a thousand times the others, as is known of large language
-models (Sun et al. 2024, massive activations): a percentile cuts them off, min-max leaves the others no levels. The
+A range ends at the 99.999th percentile of the magnitudes, by ONNX Runtime's histograms. One scale a value fits badly
+where a few magnitudes are a thousand times the others, as is known of large language models (Sun et al. 2024, massive
+activations): a percentile cuts them off, min-max leaves the others no levels. The
 drift in ``parity.json`` tells; such a decoder stays in fp16 (``qdq-fp16``) or int8.
 """
 
