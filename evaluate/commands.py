@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emocaliber.runtime.bundle import named_bundle
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.grammar import MODES
@@ -248,7 +249,7 @@ def _refuse_model_options(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace, samples: list[Sample]) -> list[Outcome]:
     coverage = 0.9 if arguments.coverage is None else arguments.coverage
-    bundle = None if arguments.bundle == "default" else arguments.bundle
+    bundle = named_bundle(arguments.bundle)
     with EmotionModel.load(bundle, precision=arguments.precision, engine=arguments.engine or "auto") as model:
         outcomes = predict_samples(model, samples, mode=arguments.mode or "direct", coverage=coverage)
         return list(tqdm(outcomes, total=len(samples), unit="image", file=sys.stderr, disable=None))

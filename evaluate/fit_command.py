@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emocaliber.runtime.bundle import EMBEDDED_BUNDLE
+from emocaliber.runtime.bundle import EMBEDDED_BUNDLE, named_bundle
 from emocaliber.runtime.calibration import Calibrator, softmax
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.files import sha256_of
@@ -131,7 +131,7 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
         InputError: If the bundle is to be replaced and is no folder of the user's.
         ExportError: If something stands where the new bundle shall go.
     """
-    source = EMBEDDED_BUNDLE if arguments.bundle in (None, "default") else Path(arguments.bundle)
+    source = Path(named_bundle(arguments.bundle) or EMBEDDED_BUNDLE)
     if arguments.out is not None:
         check_free(arguments.out)
         return source, arguments.out

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.bundle import Bundle, named_bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
 from emocaliber.runtime.errors import ConfigError, InputError
 from emocaliber.runtime.prompts import PromptTemplate
@@ -184,7 +184,7 @@ def _run_transformers_js(arguments: argparse.Namespace) -> int:
     from .transformers_js import PROMPTS_NAME, write_transformers_js
 
     check_free(arguments.out, overwrite=arguments.overwrite, mark=PROMPTS_NAME)
-    with Bundle.open(None if arguments.bundle == "default" else arguments.bundle) as bundle:
+    with Bundle.open(named_bundle(arguments.bundle)) as bundle:
         write_transformers_js(bundle, arguments.out)
         precisions = ", ".join(bundle.manifest.precisions)
     sys.stdout.write(f"{arguments.out}: {precisions}; prompts to give it in {PROMPTS_NAME}\n")

@@ -197,6 +197,11 @@ class Bundle:
         self.close()
 
 
+def named_bundle(name: str) -> str | None:
+    """Returns what `Bundle.open` is given for a name on a command line: None, the embedded bundle, for ``default``."""
+    return None if name == "default" else name
+
+
 def read_manifest(folder: Path, *, links: bool = False) -> str:
     """Returns the text of a folder's ``bundle.json``.
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emocaliber.runtime.bundle import Bundle
+from emocaliber.runtime.bundle import Bundle, named_bundle
 from emocaliber.runtime.calibration import Calibrator
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK, Command, load_command
 from emocaliber.runtime.errors import ArtifactError
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "bundle",
             nargs="?",
+            type=named_bundle,
             metavar="B",
             help="a bundle folder, .tar or hf://owner/name (default: the embedded one)",
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from emocaliber.runtime.bundle import named_bundle
 from emocaliber.runtime.cli import EXIT_OK
 from emocaliber.runtime.drift import UNUSUAL, Drift, DriftReference, window_p_value
 from emocaliber.runtime.errors import InputError
@@ -48,8 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = _images(arguments.input, arguments.split)
     if not 1 <= arguments.window <= len(images):
         raise InputError(f"{len(images)} images cannot be tested in windows of {arguments.window}; choose --window")
-    path = None if arguments.bundle == "default" else arguments.bundle
-    with EmotionModel.load(path, precision=arguments.precision) as model:
+    with EmotionModel.load(named_bundle(arguments.bundle), precision=arguments.precision) as model:
         reference = model.drift_guard(taxonomy=arguments.taxonomy).reference
         drifts: list[Drift] = []
         with tqdm(total=len(images), unit="image", file=sys.stderr, leave=False, disable=None) as progress:

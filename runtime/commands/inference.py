@@ -73,7 +73,10 @@ class Unreadable:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model is loaded, and how: those of `load_model`."""
     parser.add_argument(
-        "--bundle", metavar="B", help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)"
+        "--bundle",
+        type=named_bundle,
+        metavar="B",
+        help="a bundle folder, .tar or hf://owner/name[@revision] (default: embedded)",
     )
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
     parser.add_argument("--precision", metavar="P", help="precision variant of the bundle, such as int8 or fp32")

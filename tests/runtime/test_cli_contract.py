@@ -252,6 +252,14 @@ def test_damaged_bundle_is_refused(damaged_bundle: Path, photo: str, capsys: pyt
     assert "does not match its SHA-256" in output.err
 
 
+@pytest.mark.parametrize("words", [["bundle", "verify"], ["bundle", "inspect", "--json"]])
+def test_default_is_a_name_of_the_embedded_bundle(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    embedded = capsys.readouterr().out
+    assert main([*words, "default"]) == 0
+    assert capsys.readouterr().out == embedded
+
+
 def test_bundle_verify(tiny_bundle: Path, damaged_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle", "verify", str(tiny_bundle)]) == 0
     assert "all match their hashes" in capsys.readouterr().out
