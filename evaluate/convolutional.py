@@ -35,6 +35,8 @@ class ConvolutionalVisionConfig(Idefics3VisionConfig):
     """Channels of each stage, each at half the resolution of the one before."""
     depths: list[int] | tuple[int, ...] = (1, 1, 1)
     """Residual blocks of each stage."""
+    mirrored: bool = False
+    """Whether the tower, once trained, looks at an image's mirror image too and each token is the mean of both looks."""
 
 
 class ConvolutionalIdefics3Config(Idefics3Config):
@@ -102,10 +104,17 @@ class ConvolutionalTower(nn.Module):
             pixel_values: Normalised.
             patch_attention_mask: Not used: images are whole squares.
         """
+        # In training one look is enough, of images that are mirrored now and then.
+        twice = self.config.mirrored and not self.training
+        if twice:
+            pixel_values = torch.stack([pixel_values, pixel_values.flip(-1)], dim=1).flatten(0, 1)
         # The layout in which convolutions are quickest on a CPU.
         maps = torch.relu(self.stem(pixel_values.contiguous(memory_format=torch.channels_last)))
-        tokens = self.blocks(maps).flatten(2).transpose(1, 2)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens)
+        maps = self.blocks(maps)
+        if twice:
+            image, mirror = maps.unflatten(0, (-1, 2)).unbind(1)
+            maps = (image + mirror.flip(-1)) / 2
+        return BaseModelOutputWithPooling(last_hidden_state=maps.flatten(2).transpose(1, 2))
 
     def train(self, mode: bool = True) -> ConvolutionalTower:
         """Sets training mode; a tower that is not to be trained keeps its batch statistics too."""

@@ -62,6 +62,8 @@ class ConvolutionRecipe:
     """Channels of the stages, each at half the resolution of the one before; the last is a visual token's width."""
     depths: tuple[int, ...]
     """Residual blocks of each stage."""
+    mirrored: bool = False
+    """Whether the trained tower looks at an image's mirror image too: the mean of two looks, at twice the work."""
 
     def __post_init__(self) -> None:
         positive(self, "stem", "stride")

@@ -21,6 +21,7 @@ def test_the_tower_looks_at_neighbours_and_makes_one_token_of_each_cell(processo
     model = build_model(processor, convolutional=True)
     tower = model.model.vision_model
     assert isinstance(tower, ConvolutionalTower)
+    tower.config.mirrored = False
     # Strides 2, 2 and 2 on 96 pixels leave a map of 12 x 12.
     image = torch.randn(1, 3, 96, 96)
     other = image.clone()
@@ -31,6 +32,19 @@ def test_the_tower_looks_at_neighbours_and_makes_one_token_of_each_cell(processo
     changed = (before != after).any(dim=2)[0].view(12, 12)
     assert changed[0, 0]
     assert not changed[11, 11], "a corner reached the opposite one"
+
+
+def test_a_mirrored_tower_means_what_it_sees_in_an_image_and_in_its_mirror_image(processor) -> None:
+    tower = build_model(processor, convolutional=True).model.vision_model
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        seen = tower(images).last_hidden_state
+        of_mirror = tower(images.flip(-1)).last_hidden_state
+        tower.config.mirrored = False
+        plain, flipped = (tower(each).last_hidden_state.view(3, 4, 4, 32) for each in (images, images.flip(-1)))
+    torch.testing.assert_close(seen, ((plain + flipped.flip(2)) / 2).flatten(1, 2))
+    torch.testing.assert_close(of_mirror, seen.view(3, 4, 4, 32).flip(2).flatten(1, 2))
+    assert not torch.allclose(seen, plain.flatten(1, 2)), "a mirror image looks like its image to this tower"
 
 
 def test_a_saved_model_loads_by_its_name_and_runs_no_code_of_the_folder(processor, tmp_path: Path) -> None:
