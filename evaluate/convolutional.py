@@ -36,7 +36,7 @@ class ConvolutionalVisionConfig(Idefics3VisionConfig):
     depths: list[int] | tuple[int, ...] = (1, 1, 1)
     """Residual blocks of each stage."""
     mirrored: bool = False
-    """Whether the tower, once trained, looks at an image's mirror image too and each token is the mean of both looks."""
+    """Whether a trained tower looks at an image's mirror image too, each token being the mean of both looks."""
 
 
 class ConvolutionalIdefics3Config(Idefics3Config):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from emocaliber.runtime.bundle import named_bundle
 from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import EmoCaliberError, InputError, ResponseError
 from emocaliber.runtime.grammar import ASKED_MODES, Mode
