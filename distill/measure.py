@@ -118,7 +118,8 @@ def stage_result(
 
     Figures are taken against the labels. Where the true posterior is known, ``ece_posterior``, ``brier_posterior``
     (their verbalised twins too) and ``set_coverage_posterior`` are taken against it: of labels drawn from it the same
-    expectation, with less noise. Where there are votes, those with ``_votes`` say how they hold for a drawn annotator.
+    expectation, with less noise. Where there are votes, those with ``_votes`` say how they hold for a drawn annotator,
+    and so does the reliability diagram.
 
     Args:
         name: Short unique name.
@@ -137,7 +138,8 @@ def stage_result(
     confidence = probabilities.max(axis=1)
     given = {"confidence": confidence, "posterior": posterior, "votes": votes, "sets": sets, "verbalized": verbalized}
     metrics = summarise(probabilities, labels, **given)
-    correct = expected_correctness(probabilities, labels)
+    by_votes = votes is not None
+    correct = expected_correctness(probabilities, labels, votes=votes, correctness="votes" if by_votes else "labels")
     known: dict[Correctness, Floats | None] = {"posterior": posterior, "votes": votes}
     for against, distribution in known.items():
         if distribution is not None:
@@ -147,7 +149,14 @@ def stage_result(
     intervals = _intervals(probabilities, labels, posterior if posterior is not None else votes, votes, metrics, given)
     metrics["seconds"] = wall_s
     return StageResult(
-        name=name, title=title, mode=mode, metrics=metrics, intervals=intervals, confidence=confidence, correct=correct
+        name=name,
+        title=title,
+        mode=mode,
+        metrics=metrics,
+        intervals=intervals,
+        confidence=confidence,
+        correct=correct,
+        by_votes=by_votes,
     )
 
 

@@ -16,24 +16,25 @@ _LEFT, _TOP, _SIDE = 40, 12, 246
 _STRIP_TOP, _STRIP_HEIGHT = 266, 30
 
 
-def reliability_svg(bins: ReliabilityBins, title: str, ece: float | None) -> str:
-    """Returns a reliability diagram: accuracy of each confidence bin against the diagonal, and below it the counts.
+def reliability_svg(bins: ReliabilityBins, title: str, ece: float | None, observed: str = "accuracy") -> str:
+    """Returns a reliability diagram: what is observed in each confidence bin against the diagonal, below it the counts.
 
     Args:
         bins: The bins that hold samples.
         title: What is drawn, for the text alternative.
         ece: Expected calibration error, for the text alternative; None where undefined.
+        observed: What the bars are.
     """
     stated = "undefined" if ece is None else f"{ece:.3f}"
     described = f"Reliability diagram of {title}: {int(bins.count.sum())} samples, ECE {stated}"
-    parts = [_open(_WIDTH, _HEIGHT, described), *_axes("confidence", "accuracy")]
+    parts = [_open(_WIDTH, _HEIGHT, described), *_axes("confidence", observed)]
     largest = int(bins.count.max())
     for low, high, count, confidence, correct in zip(
         bins.lower, bins.upper, bins.count, bins.confidence, bins.correct, strict=True
     ):
         x, width = _x(float(low)), max(_SIDE * float(high - low), 3.0)
         y, middle = _y(float(correct)), _y(float(confidence))
-        tip = f"confidence {confidence:.2f}, accuracy {correct:.2f}, {int(count)} samples"
+        tip = f"confidence {confidence:.2f}, {observed} {correct:.2f}, {int(count)} samples"
         gap_top, gap = min(y, middle), abs(y - middle)
         strip = _STRIP_HEIGHT * float(count) / largest
         parts += [

@@ -69,6 +69,8 @@ class StageResult:
     """(N,), in [0, 1], for the reliability diagram."""
     correct: Floats
     """(N,), in [0, 1], (expected) correctness of the same samples."""
+    by_votes: bool = False
+    """Whether `correct` is the share of the votes for each answer, not whether the answer is the right label."""
 
     def __post_init__(self) -> None:
         if self.confidence.shape != self.correct.shape or self.confidence.ndim != 1:

@@ -26,8 +26,10 @@ _COLUMNS: tuple[Column, ...] = (
     ("macro_f1", "F1, macro", "{:.3f}", True),
     ("kl", "KL, nats", "{:.3f}", False),
     ("ece", "ECE", "{:.3f}", False),
+    ("ece_votes", "ECE, votes", "{:.3f}", False),
     ("ece_smooth", "ECE, smooth", "{:.3f}", False),
     ("brier", "Brier", "{:.3f}", False),
+    ("brier_votes", "Brier, votes", "{:.3f}", False),
     ("brier_skill", "Brier skill", "{:.3f}", True),
     ("auroc", "AUROC", "{:.3f}", True),
     ("auroc_within", "AUROC, within tasks", "{:.3f}", True),
@@ -39,8 +41,6 @@ _COLUMNS: tuple[Column, ...] = (
     ("seconds", "seconds", "{:,.0f}", None),
 )
 _MORE: tuple[Column, ...] = (
-    ("ece_votes", "ECE, votes", "{:.3f}", False),
-    ("brier_votes", "Brier, votes", "{:.3f}", False),
     ("ece_paper", "ECE, paper's bins", "{:.3f}", False),
     ("ece_equal_mass", "ECE, equal mass", "{:.3f}", False),
     ("ece_debiased", "ECE, debiased", "{:.3f}", False),
@@ -193,9 +193,11 @@ def _reliability(stages: tuple[StageResult, ...]) -> str:
     for stage in stages:
         if not stage.confidence.size:
             continue
-        ece = stage.metrics.get("ece")
-        drawing = reliability_svg(reliability_curve(stage.confidence, stage.correct), stage.title, ece)
+        ece = stage.metrics.get("ece_votes" if stage.by_votes else "ece")
+        observed = "share of votes" if stage.by_votes else "accuracy"
+        drawing = reliability_svg(reliability_curve(stage.confidence, stage.correct), stage.title, ece, observed)
         caption = "ECE undefined" if ece is None else f"ECE {ece:.3f}"
+        caption += " against the votes" if stage.by_votes else ""
         figures.append(
             f'<figure class="card"><h3>{escape(stage.title)}</h3><span class="caption">{stage.mode} mode, {caption}, '
             f"{stage.confidence.size:,} images</span>{drawing}</figure>"
@@ -204,8 +206,9 @@ def _reliability(stages: tuple[StageResult, ...]) -> str:
         return ""
     return (
         "<section><h2>When it says 70 %, is it right 70 % of the time?</h2>\n"
-        '<p class="hint">A bar that ends on the dashed diagonal is a confidence that can be believed.</p>\n'
-        '<ul class="key"><li><i class="k-bar"></i>accuracy of the images in a bin</li>'
+        '<p class="hint">A bar that ends on the dashed diagonal is a confidence that can be believed. '
+        "Where people voted, an answer is as right as the share of them that gave it.</p>\n"
+        '<ul class="key"><li><i class="k-bar"></i>how right the images of a bin are</li>'
         '<li><i class="k-gap"></i>gap to the stated confidence</li>'
         '<li><i class="k-count"></i>how many images, below the axis</li></ul>\n'
         f'<div class="grid">{"".join(figures)}</div></section>'

@@ -287,7 +287,8 @@ def thumbnail(source: str, edge: int = _THUMBNAIL) -> bytes:
 
 def _stage(title: str, figures: dict[str, Any], rows: Sequence[Row], mode: Any) -> StageResult:
     renamed = {"acc": "accuracy", "bayes_acc": "bayes_accuracy"}
-    confidence, correct = _confidence(rows)
+    by_votes = figures.get("ece_votes") is not None
+    confidence, correct = _confidence(rows, by_votes=by_votes)
     return StageResult(
         name=title,
         title=title,
@@ -297,6 +298,7 @@ def _stage(title: str, figures: dict[str, Any], rows: Sequence[Row], mode: Any) 
         baseline={renamed.get(name, name): value for name, value in figures.get("baseline", {}).items()},
         confidence=confidence,
         correct=correct,
+        by_votes=by_votes,
     )
 
 
@@ -304,12 +306,11 @@ def _is_figure(value: object) -> bool:
     return value is None or isinstance(value, (int, float))
 
 
-def _confidence(rows: Sequence[Row]) -> tuple[Floats, Floats]:
-    """Returns confidence and correctness of the rows that have a confidence."""
-    kept = [row for row in rows if row.confidence is not None]
-    return np.array([row.confidence for row in kept], dtype=np.float64), np.array(
-        [row.correct for row in kept], dtype=np.float64
-    )
+def _confidence(rows: Sequence[Row], *, by_votes: bool = False) -> tuple[Floats, Floats]:
+    """Returns confidence and correctness, or the votes' agreement, of the rows that have a confidence."""
+    pairs = [(row.confidence, row.agreement if by_votes else row.correct) for row in rows]
+    stated, right = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2).T
+    return stated, right
 
 
 def _examples(outcomes: Sequence[Outcome], wanted: int) -> list[Example]:

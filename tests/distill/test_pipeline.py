@@ -63,6 +63,7 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
     ]  # fmt: skip
     assert [row["target"] for row in metrics["coverage"]] == [0.8, 0.9, 0.95] * 2
     assert {
+        "data",
         "vision",
         "reason",
         "annotate",
@@ -75,6 +76,8 @@ def test_the_whole_pipeline_runs_and_is_not_run_twice(tmp_path: Path, capsys: py
         "fit",
         "total",
     } == set(metrics["wall_s"])
+    *parts, total = metrics["wall_s"].values()
+    assert total > sum(parts), "the whole run takes its stages and the measurement"
 
     page = (out / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)

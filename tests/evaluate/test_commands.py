@@ -171,6 +171,7 @@ def test_votes_are_shown(voted, capsys):
     html = report.read_text()
     # The column of the tasks, and the row beside that of the label with most votes.
     assert "ECE, votes" in html
+    assert "ECE 0.200 against the votes" in html
     assert '<th scope="row">moods, votes</th><td>90%</td><td>73.3%</td>' in html
 
 

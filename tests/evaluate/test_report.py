@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -171,6 +172,15 @@ def test_reliability_bars_stand_where_the_bins_are():
     assert float(bar.get("height")) == pytest.approx(0.25 * 246, abs=0.06)
     [gap] = [e for e in root.iter() if e.get("class") == "gap"]
     assert float(gap.get("height")) == pytest.approx(0.4 * 246, abs=0.06)
+
+
+def test_an_answer_that_people_voted_on_is_as_right_as_their_share():
+    labelled = stage("x", 0.2)
+    voted = replace(labelled, metrics={**labelled.metrics, "ece_votes": 0.045}, by_votes=True)
+    page = render_report(ReportData(title="t", subtitle="s", stages=(labelled, voted)))
+    captions = re.findall(r'class="caption">([^<]*)<', page)
+    assert captions == ["direct mode, ECE 0.123, 4 images", "direct mode, ECE 0.045 against the votes, 4 images"]
+    assert [page.count(f">{name}</text>") for name in ("accuracy", "share of votes")] == [1, 1]
 
 
 def test_drawings_are_valid_xml():
