@@ -109,6 +109,6 @@ def test_rates_on_photographs(photographs):
                 found.append(window_p_value(others, reference) <= 0.01)
         means = [float(np.mean(found)) for found in (single, windows, faces, silhouettes)]
         print(count, *(f"{mean:.3f}" for mean in means))  # noqa: T201
-        assert max(means[:2]) < 0.02
-        assert min(means[2:]) > (0.7 if count == 100 else 0.95)
+        assert max(means[:2]) < 0.03
+        assert min(means[2:]) > (0.5 if count == 100 else 0.95)
     assert drift_fitting.MAX_DISTANCES == 500
