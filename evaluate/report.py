@@ -40,6 +40,8 @@ _COLUMNS: tuple[Column, ...] = (
     ("n", "n", "{:,.0f}", None),
     ("seconds", "seconds", "{:,.0f}", None),
 )
+_BY_VOTES = ("ece_votes", "brier_votes")
+"""Where all stages have these, the same against the labels is folded away."""
 _MORE: tuple[Column, ...] = (
     ("ece_paper", "ECE, paper's bins", "{:.3f}", False),
     ("ece_equal_mass", "ECE, equal mass", "{:.3f}", False),
@@ -94,9 +96,12 @@ _GLOSSARY = {
 def render_report(data: ReportData) -> str:
     """Returns the report as the text of one HTML file, for any browser, light or dark, wide or narrow."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    voted = bool(data.stages) and all(stage.by_votes for stage in data.stages)
+    folded = [column for column in _COLUMNS if voted and f"{column[0]}_votes" in _BY_VOTES]
+    shown = [column for column in _COLUMNS if column not in folded]
     sections = [
-        _stages(data.stages, data.ranked),
-        _folded("More ways to look at the confidence", _MORE, data),
+        _stages(shown, data.stages, data.ranked),
+        _folded("More ways to look at the confidence", [*folded, *_MORE], data),
         _folded("More distances to the votes", _VOTES, data),
         _folded("Prediction sets", _SETS, data),
         _reliability(data.stages),
@@ -132,8 +137,8 @@ def _facts(facts: dict[str, str]) -> str:
     return f'<dl class="facts">{rows}</dl>\n'
 
 
-def _stages(stages: tuple[StageResult, ...], ranked: bool) -> str:
-    table = _table(_COLUMNS, stages, ranked, "Results table")
+def _stages(columns: Sequence[Column], stages: tuple[StageResult, ...], ranked: bool) -> str:
+    table = _table(columns, stages, ranked, "Results table")
     if not table:
         return ""
     hints = ["Small print under a number is its bootstrap interval"]

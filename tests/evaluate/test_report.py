@@ -181,6 +181,13 @@ def test_an_answer_that_people_voted_on_is_as_right_as_their_share():
     captions = re.findall(r'class="caption">([^<]*)<', page)
     assert captions == ["direct mode, ECE 0.123, 4 images", "direct mode, ECE 0.045 against the votes, 4 images"]
     assert [page.count(f">{name}</text>") for name in ("accuracy", "share of votes")] == [1, 1]
+    # Against the labels only what stands folded, where all were voted on.
+    of_votes = render_report(ReportData(title="t", subtitle="s", stages=(voted,)))
+    table, _, more = of_votes.partition('<details class="more">')
+    assert ">ECE, votes<" in table
+    assert ">ECE<" not in table
+    assert ">ECE<" in more
+    assert ">ECE<" in page.partition('<details class="more">')[0]
 
 
 def test_drawings_are_valid_xml():
