@@ -153,6 +153,7 @@ def prepared(work: Path, shape: str) -> tuple[Path, Path]:
         model = build_model(build, processor, seed=0).eval()
         model.resize_token_embeddings(SHAPES[shape]["vocabulary"], mean_resizing=False)
         model.save_pretrained(weights)
+        processor.save_pretrained(weights)
         spec = BundleSpec(
             name=shape, version="0", license="Apache-2.0", taxonomies=("emoset-8",), precisions=PRECISIONS,
         )  # fmt: skip
