@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from .charts import coverage_svg, interval_svg, reliability_svg
+from .confidence_figures import VOTE_FIGURES
 from .metrics import reliability_curve
 from .records import Comparison, CoverageRow, Example, ReportData, StageResult
 from .report_sections import baseline_section, benchmark_section, confusion_section, risk_section, series_key
@@ -40,8 +41,6 @@ _COLUMNS: tuple[Column, ...] = (
     ("n", "n", "{:,.0f}", None),
     ("seconds", "seconds", "{:,.0f}", None),
 )
-_BY_VOTES = ("ece_votes", "brier_votes")
-"""Where all stages have these, the same against the labels is folded away."""
 _MORE: tuple[Column, ...] = (
     ("ece_paper", "ECE, paper's bins", "{:.3f}", False),
     ("ece_equal_mass", "ECE, equal mass", "{:.3f}", False),
@@ -96,8 +95,9 @@ _GLOSSARY = {
 def render_report(data: ReportData) -> str:
     """Returns the report as the text of one HTML file, for any browser, light or dark, wide or narrow."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    # Where all was voted on, the same figures against the labels are folded away.
     voted = bool(data.stages) and all(stage.by_votes for stage in data.stages)
-    folded = [column for column in _COLUMNS if voted and f"{column[0]}_votes" in _BY_VOTES]
+    folded = [column for column in _COLUMNS if voted and f"{column[0]}_votes" in VOTE_FIGURES]
     shown = [column for column in _COLUMNS if column not in folded]
     sections = [
         _stages(shown, data.stages, data.ranked),
