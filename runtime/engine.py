@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,10 +27,12 @@ KeyValues = tuple[Floats32, ...]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _REMEDIES = {
-    "cuda": "pip uninstall onnxruntime && pip install onnxruntime-gpu, with a CUDA driver and cuDNN it accepts",
+    "cuda": "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]', with a driver of that CUDA",
     "tensorrt": "build engines with 'emocaliber export tensorrt BUNDLE' on this device, or install an onnxruntime-gpu "
     "built with TensorRT, and TensorRT itself",
 }
+_CUDA_OPTIONS = {"use_tf32": "0"}
+"""On by default: products of float32 with the mantissa of half precision, which moves scores; fp16 is faster still."""
 _QUIET = 4
 """ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
 
@@ -215,6 +219,9 @@ def _choose(engine: EngineName, probe: Path) -> str:
 
 def _comes_up(engine: str, probe: Path) -> bool:
     """Returns whether a session on the graph really runs on this engine: ONNX Runtime falls back without a word."""
+    # CUDA's libraries in pip's packages are on no search path; what is missing of them would be printed here.
+    with redirect_stdout(StringIO()):
+        onnxruntime.preload_dlls(msvc=False)
     try:
         return _PROVIDERS[engine] in _session(probe, engine, None).get_providers()
     except BackendError:
@@ -246,9 +253,9 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    providers = [_PROVIDERS["cpu"]]
+    providers: list[Any] = [_PROVIDERS["cpu"]]
     if engine != "cpu":
-        providers.insert(0, _PROVIDERS["cuda"])
+        providers.insert(0, (_PROVIDERS["cuda"], _CUDA_OPTIONS))
     if engine == "tensorrt":
         providers.insert(0, _PROVIDERS["tensorrt"])
     try:

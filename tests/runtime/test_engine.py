@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from emocaliber.runtime import engine as engine_module
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.engine import OnnxEngine
 from emocaliber.runtime.errors import ArtifactError, BackendError, InputError
+from emocaliber.runtime.model import EmotionModel
 
 CPU = "CPUExecutionProvider"
 
@@ -77,9 +79,50 @@ def test_auto_takes_the_cpu_without_cuda(tiny_bundle: Path, offers: Any) -> None
     assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
 
 
+def test_the_libraries_of_cuda_are_loaded_without_a_word(
+    tiny_bundle: Path, offers: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offers("CUDAExecutionProvider", CPU)
+    calls: list[Any] = []
+
+    def preload(**options: Any) -> None:
+        calls.append(options)
+        sys.stdout.write("Failed to load libcublas")
+
+    monkeypatch.setattr(engine_module.onnxruntime, "preload_dlls", preload)
+    load(tiny_bundle, engine="cpu")
+    assert not calls
+    with pytest.raises(BackendError, match="did not come up"):
+        load(tiny_bundle, engine="cuda")
+    assert len(calls) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_float32_stays_float32_on_cuda(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        engine_module.onnxruntime, "InferenceSession", lambda path, **options: asked.append(options["providers"])
+    )
+    engine_module._session(tiny_bundle / "decoder_model_merged.onnx", "cuda", None)
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), CPU]]
+
+
 @pytest.mark.gpu
 def test_cuda_comes_up(tiny_bundle: Path) -> None:
     assert load(tiny_bundle, engine="cuda").name == "onnxruntime-cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["direct", "reason"])
+def test_predictions_on_cuda_are_those_of_the_cpu(tiny_bundle: Path, mode: Any) -> None:
+    images = [np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8) for seed in range(3)]
+    with EmotionModel.load(tiny_bundle, precision="fp32", engine="cpu") as model:
+        expected = model.predict_batch(images, mode=mode)
+    with EmotionModel.load(tiny_bundle, precision="fp32", engine="cuda") as model:
+        found = model.predict_batch(images, mode=mode)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.distribution == pytest.approx(theirs.distribution, abs=1e-4)
+        assert ours.reasoning == theirs.reasoning
 
 
 def test_wrong_arguments(tiny_bundle: Path) -> None:
