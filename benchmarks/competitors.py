@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from emocaliber.runtime.bundle import Bundle
@@ -19,6 +20,8 @@ from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.model import EmotionModel
 
 Stage = Callable[[], Any]
+SCORES = "scores"
+"""Not timed: log-likelihoods of the eight labels up to a constant, which tell whether two compute the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +75,14 @@ def engine_stages(opened: Bundle, precision: str, engine: Engine, work: Work) ->
         "decode": decode,
         **{f"labels_{count}": text_side(labels) for count, labels in work.label_sets.items()},
         "image": lambda: model.predict(work.image, labels=work.label_sets[8]),
+        SCORES: lambda: np.log(list(model.predict(work.image, labels=work.label_sets[8]).distribution.values())),
     }
 
 
 def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, Stage]:
-    """Returns the stages of transformers in the model's own type; label scores are one forward pass a label.
+    """Returns the stages of transformers in the model's own type, on its own device.
+
+    Label scores are one forward pass a label; on a GPU, which these leave idle, one pass of all labels.
 
     Args:
         model: In evaluation mode; compiling changes it.
@@ -86,16 +92,16 @@ def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, 
     if compiled:
         for tower in (model.model.vision_model, model.model.text_model):
             tower.forward = torch.compile(tower.forward)
-    kind = next(model.parameters()).dtype
-    pixels = torch.from_numpy(work.pixels)[:, None].to(kind)
-    prompt = torch.tensor([work.prompt])
-    long = torch.from_numpy(np.resize(np.array(work.prompt), work.past)[None])
+    device = model.device
+    pixels = torch.from_numpy(work.pixels)[:, None].to(device, model.dtype)
+    prompt = torch.tensor([work.prompt], device=device)
+    long = torch.from_numpy(np.resize(np.array(work.prompt), work.past)[None]).to(device)
     text = model.model.text_model
     token = prompt[:, -1:]
 
     def embedded(ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         embeds = model.get_input_embeddings()(ids).clone()
-        embeds[ids == work.image_token] = features
+        embeds[ids == work.image_token] = features.repeat(len(ids), 1)
         return embeds
 
     def vision() -> torch.Tensor:
@@ -115,8 +121,18 @@ def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, 
         return logits
 
     def labels() -> list[torch.Tensor]:
-        ids = [torch.tensor([[*work.prompt, *answer]]) for answer in work.answers]
+        ids = [torch.tensor([[*work.prompt, *answer]], device=device) for answer in work.answers]
         return [last_logits(embedded(row, features)) for row in ids]
+
+    def scores() -> torch.Tensor:
+        rows = [torch.tensor([*work.prompt, *answer]) for answer in work.answers]
+        ids = pad_sequence(rows, batch_first=True).to(device)  # on the right, where nothing that counts looks
+        start = len(work.prompt)
+        hidden = text(inputs_embeds=embedded(ids, features), use_cache=False).last_hidden_state
+        log_probs = model.lm_head(hidden[:, start - 1 : -1]).float().log_softmax(-1)
+        steps = log_probs.gather(-1, ids[:, start:, None])[..., 0]
+        lengths = torch.tensor([[len(answer)] for answer in work.answers], device=device)
+        return (steps * (torch.arange(steps.shape[1], device=device) < lengths)).sum(-1).cpu()
 
     stages: dict[str, Stage] = {
         "vision": vision,
@@ -125,13 +141,18 @@ def torch_model(model: Any, work: Work, *, compiled: bool = False) -> dict[str, 
         "image": lambda: last_logits(embedded(prompt, vision())),
     }
     if not compiled:
-        stages["labels_8"] = labels
-    return {name: _without_gradients(stage) for name, stage in stages.items()}
+        stages |= {"labels_8": labels if device.type == "cpu" else scores, SCORES: scores}
+    return {name: _finished(stage, device) for name, stage in stages.items()}
 
 
-def _without_gradients(stage: Stage) -> Stage:
+def _finished(stage: Stage, device: torch.device) -> Stage:
+    """Returns a stage without gradients that ends when the device is done."""
+
     def run() -> Any:
         with torch.inference_mode():
-            return stage()
+            result = stage()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return result
 
     return run

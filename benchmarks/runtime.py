@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cold import ColdStart, cold_starts, first_forward, first_prediction
 from competitors import Stage, Work, ours, torch_model
 from rivals import RIVALS, genai, openvino
 from roofline import Roofline, floors_ms, measured_roofline
@@ -36,6 +36,7 @@ from transformers import Idefics3ForConditionalGeneration
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
+from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
@@ -57,6 +58,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PRECISIONS = ("fp32", "int8", "int4", "int8-int4")
+SHIPPED = (*PRECISIONS, "fp16")
+"""In the bundle: half precision is for GPUs, see `gpu.py`."""
 COMPETITORS = ("torch fp32", "torch compiled", "torch bf16", *PRECISIONS, *RIVALS)
 MOST_TOKENS = 3
 """Of a label that is scored."""
@@ -71,16 +74,6 @@ STAGES = {
     "labels_8": "scores of 8 labels, text side", "labels_25": "of 25 labels", "labels_100": "of 100 labels",
     "image": "image to distribution",
 }  # fmt: skip
-COLD = """
-import time; begun = time.perf_counter()
-{code}
-spent = time.perf_counter() - begun
-try:
-    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-except (OSError, StopIteration):
-    peak = 0
-print(spent, peak / 1024)
-"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -105,7 +98,8 @@ def main(words: Sequence[str] | None = None) -> int:
     times = measured(competitors, arguments.repeats)
     roofline = measured_roofline(arguments.threads)
     precisions = [name for name in names if name in PRECISIONS]
-    cold = cold_starts(bundle, weights, precisions, arguments.threads, max(1, arguments.repeats // 5))
+    codes = cold_codes(bundle, weights, precisions, arguments.threads)
+    cold = cold_starts(codes, max(1, arguments.repeats // 5))
     text = "\n".join(report(arguments, bundle, work, times, roofline, cold, skipped)) + "\n"
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
@@ -145,7 +139,7 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
 def prepared(work: Path, shape: str) -> tuple[Path, Path]:
     """Returns the folders of the bundle and of torch's weights, made where they are missing."""
     bundle, weights = work / shape / "bundle", work / shape / "weights"
-    if not (bundle / "bundle.json").is_file():
+    if not _stands(bundle):
         sizes = {name: value for name, value in SHAPES[shape].items() if name != "vocabulary"}
         build = from_mapping(BuildRecipe, sizes, shape)
         words = [PromptTemplate().direct, *(" ".join(taxonomy.labels) for taxonomy in TAXONOMIES.values())]
@@ -155,10 +149,18 @@ def prepared(work: Path, shape: str) -> tuple[Path, Path]:
         model.save_pretrained(weights)
         processor.save_pretrained(weights)
         spec = BundleSpec(
-            name=shape, version="0", license="Apache-2.0", taxonomies=("emoset-8",), precisions=PRECISIONS,
+            name=shape, version="0", license="Apache-2.0", taxonomies=("emoset-8",), precisions=SHIPPED,
         )  # fmt: skip
         write_bundle(bundle, model, processor, spec, verify=False, overwrite=True)
     return bundle, weights
+
+
+def _stands(bundle: Path) -> bool:
+    """Returns whether the bundle is there, with all precisions of today."""
+    if not (bundle / "bundle.json").is_file():
+        return False
+    with Bundle.open(bundle, verify=False) as found:
+        return set(SHIPPED) <= set(found.manifest.precisions)
 
 
 def opened(weights: Path, kind: torch.dtype) -> Any:
@@ -220,41 +222,20 @@ def measured(competitors: dict[str, dict[str, Any]], repeats: int) -> dict[str, 
     return times
 
 
-def cold_starts(
-    bundle: Path, weights: Path, precisions: Sequence[str], threads: int, repeats: int
-) -> dict[str, tuple[float, float]]:
-    """Returns seconds to the first distribution and peak memory in MiB of fresh processes."""
-    ours_code = (
-        "import numpy as np; from emocaliber.runtime import EmotionModel\n"
-        "model = EmotionModel.load({bundle!r}, precision={precision!r}, engine='cpu', threads={threads})\n"
-        "model.predict(np.zeros((480, 640, 3), np.uint8))"
-    )
-    torch_code = (
-        "import torch; torch.set_num_threads({threads})\nfrom transformers import Idefics3ForConditionalGeneration\n"
-        "model = Idefics3ForConditionalGeneration.from_pretrained({weights!r}, dtype=torch.float32).eval()\n"
-        "size, count = model.config.vision_config.image_size, model.model.image_seq_len\n"
-        "ids = torch.full((1, 60 + count), 9); ids[0, 20:20 + count] = model.config.image_token_id\n"
-        "with torch.inference_mode(): model(input_ids=ids, pixel_values=torch.ones(1, 1, 3, size, size))"
-    )
+def cold_codes(bundle: Path, weights: Path, precisions: Sequence[str], threads: int) -> dict[str, str]:
+    """Returns what fresh processes run, by name."""
     imports = ("import emocaliber.runtime", "from emocaliber.runtime import EmotionModel")
-    codes = {code: code for code in imports}
-    codes["embedded bundle"] = ours_code.format(bundle=None, precision=None, threads=threads)
-    codes |= {name: ours_code.format(bundle=str(bundle), precision=name, threads=threads) for name in precisions}
-    codes["torch fp32"] = torch_code.format(weights=str(weights), threads=threads)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in codes}
-    for _ in tqdm(range(repeats), desc="cold starts", file=sys.stderr, disable=None):
-        for name, code in codes.items():
-            done = subprocess.run(
-                [sys.executable, "-c", COLD.format(code=code)], capture_output=True, text=True, check=True
-            )
-            seconds, peak_mib = map(float, done.stdout.split())
-            found[name].append((seconds, peak_mib))
-    return {name: (median(s for s, _ in rows), median(m for _, m in rows)) for name, rows in found.items()}
+    return {
+        **{code: code for code in imports},
+        "embedded bundle": first_prediction(None, None, "cpu", threads),
+        **{name: first_prediction(bundle, name, "cpu", threads) for name in precisions},
+        "torch fp32": first_forward(weights, "float32", "cpu", threads),
+    }
 
 
 def report(
     arguments: argparse.Namespace, bundle: Path, work: Work, times: dict[str, dict[str, list[float]]],
-    roofline: Roofline, cold: dict[str, tuple[float, float]], skipped: dict[str, str],
+    roofline: Roofline, cold: dict[str, ColdStart], skipped: dict[str, str],
 ) -> list[str]:  # fmt: skip
     """Returns the lines of the Markdown report."""
     medians = {name: {stage: median(values) for stage, values in row.items()} for name, row in times.items()}
@@ -285,7 +266,7 @@ def report(
     lines += ["", *table("", medians, growth)]
     lines += roofline_lines(arguments.shape, bundle, work, medians, roofline)
     lines += ["", "| a fresh process | s | peak MiB |", "|---|---:|---:|"]
-    lines += [f"| {name} | {seconds:.2f} | {peak:.0f} |" for name, (seconds, peak) in cold.items()]
+    lines += [f"| {name} | {start.seconds:.2f} | {start.peak_mib:.0f} |" for name, start in cold.items()]
     lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in skipped.items())]
     return lines
 
@@ -329,9 +310,10 @@ def table(corner: str, names: Iterable[str], rows: dict[str, list[str]]) -> list
 
 def versions() -> str:
     """Returns the versions of what is compared, as far as it is installed."""
-    packages = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "onnxruntime-genai")
-    found = {dist.name: dist.version for package in packages for dist in distributions(name=package)}
-    return ", ".join(f"{package} {found[package]}" for package in packages if package in found)
+    found = {"onnxruntime": onnxruntime.__version__}  # the imported one: it comes under several names
+    for package in ("torch", "transformers", "openvino", "nncf", "onnxruntime-genai"):
+        found |= {dist.name: dist.version for dist in [*distributions(name=package)][:1]}
+    return ", ".join(f"{package} {version}" for package, version in found.items())
 
 
 def roofline_lines(
