@@ -17,13 +17,15 @@ from .manifest import DecoderShape
 from .onnx_runtime import onnxruntime
 from .patches import PatchPreprocessing
 from .preprocessing import Preprocessing
+from .resident import ResidentGraph
 
 EngineName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "cuda", "tensorrt")
 
 Floats32 = NDArray[np.float32]
 KeyValues = tuple[Floats32, ...]
-"""Keys and values by layer: key 0, value 0, key 1, …; each (B, kv_heads, P, head_dim)."""
+"""Keys and values by layer: key 0, value 0, key 1, …; each (B, kv_heads, P, head_dim). An engine may leave them on its
+device, as what numpy can copy."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _REMEDIES = {
@@ -196,6 +198,8 @@ class OnnxEngine(GraphEngine):
         inputs = ["inputs_embeds", "attention_mask", "position_ids", "logit_rows", *self._past_names]
         inputs += ["deepstack_embeds"] if shape.deepstack_layers else []
         _check_ports(self._decoder, decoder, inputs, self._decoder_outputs)
+        if chosen != "cpu":
+            self._decoder = ResidentGraph(self._decoder, "cuda")
 
 
 def available_engines() -> tuple[str, ...]:
