@@ -23,7 +23,7 @@ PACKAGE = "emocaliber"
 CORE = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tokenizers", "tqdm")
 """Distributions of the runtime; one of the two onnxruntime is needed, never both."""
 
-INSTALL = {"gpu": "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"}
+INSTALL = {"gpu": "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"}
 """Extras that take more than ``pip install``: both onnxruntime have one import name, and pip cannot swap them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
