@@ -88,12 +88,12 @@ def _decoder_bytes(bundle: Path, precision: str) -> int:
 
 def _bytes_product(threads: int) -> tuple[Any, dict[str, Any]]:
     """Returns a session that multiplies two matrices of bytes, and its inputs."""
-    ports = [helper.make_tensor_value_info(name, TensorProto.UINT8, [_SIDE, _SIDE]) for name in "ab"]
-    weight = helper.make_tensor("b", TensorProto.UINT8, [_SIDE, _SIDE], bytes(_SIDE * _SIDE), raw=True)
+    rows = helper.make_tensor_value_info("a", TensorProto.UINT8, [_SIDE, _SIDE])
+    weight = helper.make_tensor("b", TensorProto.INT8, [_SIDE, _SIDE], bytes(_SIDE * _SIDE), raw=True)
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
         "peak",
-        ports[:1],
+        [rows],
         [helper.make_tensor_value_info("c", TensorProto.INT32, [_SIDE, _SIDE])],
         [weight],
     )

@@ -29,6 +29,7 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from emocaliber.runtime.bundle_recipe import graph_precisions
+from emocaliber.runtime.engine import SIGNED_WEIGHTS
 from emocaliber.runtime.errors import ConfigError, ExportError
 from emocaliber.runtime.manifest import GraphFiles
 
@@ -179,6 +180,8 @@ def _quantize(model: onnx.ModelProto, kind: str, bits: WeightBits) -> int:
         count = quantize_table(model)
     else:
         count = quantize_products(model, kind, bits) + quantize_convolutions(model)
+    if any(node.op_type == "MatMulInteger" for node in model.graph.node):
+        onnx.helper.set_model_props(model, SIGNED_WEIGHTS)
     _drop_unused(model)
     return count
 

@@ -21,24 +21,7 @@ _TINY = 1e-30
 """Least largest magnitude of a row: a row of zeros has no scale of its own."""
 
 
-def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Returns ``weight`` as bytes [K, N] and one scale a column [N].
-
-    ``weight[k, n] ~ (bytes - 128) * scale[n]`` with ``scale = max |column| / 127``.
-
-    Args:
-        weight: float32 [K, N], finite.
-
-    Raises:
-        ExportError: If a weight is not finite.
-    """
-    _check_finite(weight)
-    scales = (np.abs(weight).max(axis=0) / 127.0).astype(np.float32)
-    levels = np.rint(weight / np.where(scales > 0, scales, 1.0))
-    return (levels + ZERO_POINT).astype(np.uint8), scales
-
-
-def quantize_signed(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_channels(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Returns ``weight`` as signed bytes of the same shape, and one scale for each place of ``axis``.
 
     ``weight ~ bytes * scale`` with ``scale = max |weights of the place| / 127``; 1 where all of them are zero.
@@ -153,10 +136,9 @@ class _Products:
         rows, row_scales = self._quantized_rows(node.input[0])
         key = (tensor.name, transposed)
         if key not in self._stored:
-            weight = numpy_helper.to_array(tensor).astype(np.float32)
-            data, scales = quantize_channels(weight.T if transposed else weight)
+            data, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), 0 if transposed else 1)
             stem = f"{tensor.name}_q8{'_t' if transposed else ''}"
-            data_name = self._constant(f"{stem}_data", np.ascontiguousarray(data.T) if transposed else data)
+            data_name = self._constant(f"{stem}_data", data)
             if transposed:  # ONNX Runtime turns it once, when it loads
                 self._add("Transpose", [data_name], f"{stem}_columns", perm=[1, 0])
                 data_name = f"{stem}_columns"
@@ -164,7 +146,7 @@ class _Products:
         data_name, scales_name = self._stored[key]
         zero, output = self._constant("q8_zero", np.uint8(ZERO_POINT)), node.output[0]
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
-        self._add("MatMulInteger", [rows, data_name, zero, zero], f"{output}_sums")
+        self._add("MatMulInteger", [rows, data_name, zero], f"{output}_sums")
         self._add("Cast", [f"{output}_sums"], f"{output}_float", to=TensorProto.FLOAT)
         self._add("Mul", [f"{output}_float", row_scales], f"{output}_rows")
         self._add("Mul", [f"{output}_rows", scales_name], f"{output}_product" if bias else output)
@@ -227,21 +209,18 @@ def quantize_table(model: onnx.ModelProto) -> int:
     """
     (gather,) = (node for node in model.graph.node if node.op_type == "Gather")
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == gather.input[0])
-    table = numpy_helper.to_array(tensor).astype(np.float32)
-    data, scales = quantize_channels(table.T)
+    data, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), 0)
     ids, output = gather.input[1], gather.output[0]
     model.graph.initializer.extend(
         [
-            numpy_helper.from_array(np.ascontiguousarray(data.T), f"{tensor.name}_q8_data"),
+            numpy_helper.from_array(data, f"{tensor.name}_q8_data"),
             numpy_helper.from_array(scales, f"{tensor.name}_q8_scales"),
-            numpy_helper.from_array(np.array(ZERO_POINT, np.float32), "q8_zero"),
             numpy_helper.from_array(np.array([-1], np.int64), "q8_last_axis"),
         ]
     )
     nodes = [
         helper.make_node("Gather", [f"{tensor.name}_q8_data", ids], ["q8_bytes"]),
-        helper.make_node("Cast", ["q8_bytes"], ["q8_float"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["q8_float", "q8_zero"], ["q8_levels"]),
+        helper.make_node("Cast", ["q8_bytes"], ["q8_levels"], to=TensorProto.FLOAT),
         helper.make_node("Gather", [f"{tensor.name}_q8_scales", ids], ["q8_found_scales"]),
         helper.make_node("Unsqueeze", ["q8_found_scales", "q8_last_axis"], ["q8_scale"]),
         helper.make_node("Mul", ["q8_levels", "q8_scale"], [output]),
@@ -263,14 +242,12 @@ def quantize_convolutions(model: onnx.ModelProto) -> int:
     count = 0
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
-            levels, steps = quantize_signed(numpy_helper.to_array(weights[node.input[1]]).astype(np.float32), 0)
+            levels, steps = quantize_channels(numpy_helper.to_array(weights[node.input[1]]).astype(np.float32), 0)
             stem = f"{node.input[1]}_q8"
-            model.graph.initializer.extend(
-                [numpy_helper.from_array(levels, f"{stem}_data"), numpy_helper.from_array(steps, f"{stem}_scales")]
-            )
-            nodes.append(
-                helper.make_node("DequantizeLinear", [f"{stem}_data", f"{stem}_scales"], [stem], name=stem, axis=0)
-            )
+            names = [f"{stem}_data", f"{stem}_scales", f"{stem}_zeros"]
+            for name, value in zip(names, (levels, steps, np.zeros(len(steps), np.int8)), strict=True):
+                model.graph.initializer.append(numpy_helper.from_array(value, name))
+            nodes.append(helper.make_node("DequantizeLinear", names, [stem], name=stem, axis=0))
             node.input[1] = stem
             count += 1
         nodes.append(node)

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from emocaliber.runtime.errors import ExportError
 
-from .quantized_nodes import Weights, is_transposed, quantize_signed
+from .quantized_nodes import Weights, is_transposed, quantize_channels
 
 
 def values_at_weights(model: onnx.ModelProto, name: str) -> list[str]:
@@ -84,7 +84,7 @@ class _Made:
         stem = f"{tensor.name}_qdq_{axis}"
         if stem in self._known:
             return stem
-        levels, scales = quantize_signed(numpy_helper.to_array(tensor).astype(np.float32), axis)
+        levels, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), axis)
         # Without them zeros are meant too, but session.x64quantprecision of ONNX Runtime 1.32 wants them, each its own.
         zeros = self._constant(f"{stem}_zeros", np.zeros(len(scales), np.int8))
         ports = [self._constant(f"{stem}_data", levels), self._constant(f"{stem}_scales", scales), zeros]

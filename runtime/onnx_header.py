@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,25 @@ def read_header(path: Path) -> OnnxHeader:
     Raises:
         ArtifactError: If it cannot be read or is no ONNX file.
     """
+    with _reading(path) as reader:
+        return reader.header()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns what the maker of an ONNX file wrote into it, by key; nothing else of the file is read.
+
+    Raises:
+        ArtifactError: If it cannot be read or is no ONNX file.
+    """
+    with _reading(path) as reader:
+        return reader.metadata()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[_Reader]:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            yield _Reader(data)
     except OSError as error:
         raise ArtifactError(f"cannot read {path.name}: {error.strerror}") from error
     except (ValueError, IndexError) as error:
@@ -75,6 +92,10 @@ class _Reader:
                 ports[number].update([self._port(span)])
         external = frozenset(self._external("model", (0, len(self._data)), 0))
         return OnnxHeader(inputs=ports[11], outputs=ports[12], external=external)
+
+    def metadata(self) -> dict[str, str]:
+        entries = (dict(self._messages(span)) for span in self._inside((0, len(self._data)), 14))
+        return {self._text(entry[_KEY]): self._text(entry[_VALUE]) for entry in entries if {_KEY, _VALUE} <= set(entry)}
 
     def _external(self, kind: str, span: Span, depth: int) -> Iterator[str]:
         """Yields the locations that the tensors of a message name."""

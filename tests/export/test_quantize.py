@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from emocaliber.export.quantize import graph_files, quantize_graphs
 from emocaliber.export.quantized_nodes import quantize_blocks, quantize_channels
+from emocaliber.runtime.engine import _session
 from emocaliber.runtime.errors import ConfigError, ExportError
-from emocaliber.runtime.onnx_runtime import onnxruntime
 
 
 def save(folder: Path, name: str, nodes: list[Any], weights: dict[str, Any], width: int, out: int) -> None:
@@ -43,7 +43,7 @@ def graphs(folder: Path, node: Any, weights: dict[str, Any]) -> None:
 
 
 def run(path: Path, feed: dict[str, Any]) -> Any:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+    return _session(path, "cpu", 1).run(None, feed)[0]
 
 
 def quantize_vision(folder: Path) -> Any:
@@ -54,10 +54,10 @@ def quantize_vision(folder: Path) -> Any:
 
 
 def test_channels_by_hand() -> None:
-    # First column: scale 1.27 / 127 = 0.01, levels 127, -64; second: zeros, no scale.
-    data, scales = quantize_channels(np.array([[1.27, 0.0], [-0.64, 0.0]], np.float32))
-    np.testing.assert_allclose(scales, [0.01, 0.0], rtol=1e-6)
-    assert data.tolist() == [[255, 128], [64, 128]]
+    # First column: scale 1.27 / 127 = 0.01, levels 127, -64; second: zeros, of any scale.
+    data, scales = quantize_channels(np.array([[1.27, 0.0], [-0.64, 0.0]], np.float32), 1)
+    np.testing.assert_allclose(scales, [0.01, 1.0], rtol=1e-6)
+    assert data.tolist() == [[127, 0], [-64, 0]]
 
 
 def test_blocks_by_hand() -> None:
@@ -72,7 +72,7 @@ def test_blocks_by_hand() -> None:
     assert data[0, 1, :2].tolist() == [0 | 8 << 4, 8 | 8 << 4]
 
 
-@pytest.mark.parametrize("quantize", [quantize_blocks, quantize_channels])
+@pytest.mark.parametrize("quantize", [quantize_blocks, lambda weight: quantize_channels(weight, 1)])
 def test_weights_that_are_not_finite_are_refused(quantize: Any) -> None:
     with pytest.raises(ExportError, match="NaN or infinity"):
         quantize(np.array([[1.0, np.nan]], np.float32))
@@ -88,7 +88,21 @@ def test_every_linear_layer_of_the_model_is_quantised(written: Path) -> None:
     # q, k and v read the same rows, and so do gate and up: each is quantised once.
     assert Counter(node.op_type for node in decoder.graph.node)["QuantizeLinear"] == 2 * 4 + 1
     weights = {tensor.data_type for tensor in decoder.graph.initializer if len(tensor.dims) == 2}
-    assert weights == {TensorProto.UINT8}
+    assert weights == {TensorProto.INT8}
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm", "Gemm, transposed"])
+def test_bytes_do_not_overflow(tmp_path: Path, kind: str) -> None:
+    # Pairs of products of the largest bytes do not fit into 16 bits, in which some processors would add them.
+    weight = np.full((40, 6), 1.0, np.float32) * np.array([1, -1, 1, -1, 1, -1])
+    transposed = kind.endswith("transposed")
+    stored = np.ascontiguousarray(weight.T) if transposed else weight
+    name, *_ = kind.split(",")
+    node = helper.make_node(name, ["x", "w"], ["y"], **({"transB": 1} if transposed else {}))
+    graphs(tmp_path, node, {"w": stored.astype(np.float32)})
+    path = quantize_vision(tmp_path)
+    x = np.stack([np.ones(40, np.float32), -np.ones(40, np.float32)])
+    np.testing.assert_allclose(run(path, {"x": x}), x @ weight, rtol=1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
