@@ -37,7 +37,7 @@ _REMEDIES = {
 _CUDA_OPTIONS = {"use_tf32": "0"}
 """On by default: products of float32 with the mantissa of half precision, which moves scores; fp16 is faster still."""
 SIGNED_WEIGHTS = {"emocaliber.weights": "signed"}
-"""Metadata of a graph that multiplies unsigned rows by signed weights: the quickest products of bytes with VNNI and AMX.
+"""Metadata of a graph that multiplies unsigned rows by signed weights, the quickest products of bytes with VNNI and AMX.
 x86 processors without them would add up in 16 bits and overflow."""
 _EXACT_BYTES = ("session.x64quantprecision", "1")
 """With this, ONNX Runtime makes the weights unsigned on such processors when it loads them."""
