@@ -244,9 +244,10 @@ def quantize_convolutions(model: onnx.ModelProto) -> int:
         if node.op_type == "Conv" and node.input[1] in weights:
             levels, steps = quantize_channels(numpy_helper.to_array(weights[node.input[1]]).astype(np.float32), 0)
             stem = f"{node.input[1]}_q8"
-            names = [f"{stem}_data", f"{stem}_scales", f"{stem}_zeros"]
-            for name, value in zip(names, (levels, steps, np.zeros(len(steps), np.int8)), strict=True):
-                model.graph.initializer.append(numpy_helper.from_array(value, name))
+            zeros = np.zeros(len(steps), np.int8)
+            values: dict[str, NDArray[Any]] = {"data": levels, "scales": steps, "zeros": zeros}
+            names = [f"{stem}_{name}" for name in values]
+            model.graph.initializer.extend(map(numpy_helper.from_array, values.values(), names))
             nodes.append(helper.make_node("DequantizeLinear", names, [stem], name=stem, axis=0))
             node.input[1] = stem
             count += 1

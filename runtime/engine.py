@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -37,10 +38,11 @@ _REMEDIES = {
 _CUDA_OPTIONS = {"use_tf32": "0"}
 """On by default: products of float32 with the mantissa of half precision, which moves scores; fp16 is faster still."""
 SIGNED_WEIGHTS = {"emocaliber.weights": "signed"}
-"""Metadata of a graph that multiplies unsigned rows by signed weights, the quickest products of bytes with VNNI and AMX.
-x86 processors without them would add up in 16 bits and overflow."""
-_EXACT_BYTES = ("session.x64quantprecision", "1")
-"""With this, ONNX Runtime makes the weights unsigned on such processors when it loads them."""
+"""Metadata of a graph that multiplies unsigned rows by signed weights: with AMX the quickest products of bytes."""
+_UNSIGNED_WEIGHTS = ("session.x64quantprecision", "1")
+"""With this, ONNX Runtime makes such weights unsigned when it loads them, which takes their memory once more."""
+_EXACT_WITH = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""What Linux calls the instructions that add up such products in 32 bits; without them it is 16, which overflow."""
 _QUIET = 4
 """ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
 
@@ -263,8 +265,8 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    if SIGNED_WEIGHTS.items() <= read_metadata(path).items():
-        options.add_session_config_entry(*_EXACT_BYTES)
+    if SIGNED_WEIGHTS.items() <= read_metadata(path).items() and not _EXACT_WITH & _processor_flags():
+        options.add_session_config_entry(*_UNSIGNED_WEIGHTS)
     providers: list[Any] = [_PROVIDERS["cpu"]]
     if engine != "cpu":
         providers.insert(0, (_PROVIDERS["cuda"], _CUDA_OPTIONS))
@@ -275,6 +277,16 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
+
+
+@cache
+def _processor_flags() -> frozenset[str]:
+    """Returns the instruction sets of an x86 processor; none where only Linux would say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(word for line in lines if line.startswith("flags") for word in line.split(":", 1)[1].split())
 
 
 def _run(session: Graph, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Floats32]:

@@ -107,6 +107,37 @@ def test_float32_stays_float32_on_cuda(tiny_bundle: Path, monkeypatch: pytest.Mo
     assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), CPU]]
 
 
+@pytest.mark.parametrize(
+    ("graph", "flags", "converted"),
+    [
+        ("signed", {"avx2"}, True),
+        ("signed", {"avx2", "avx512_vnni"}, False),
+        ("signed", set(), True),
+        ("unsigned", {"avx2"}, False),
+    ],
+)
+def test_weights_become_unsigned_where_products_would_overflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str, flags: set[str], converted: bool
+) -> None:
+    # A ModelProto of nothing but an empty graph and its metadata: fields 7 and 14.
+    entry = b"".join(
+        bytes([tag, len(text)]) + text for tag, text in ((10, b"emocaliber.weights"), (18, graph.encode()))
+    )
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(bytes([58, 0, 114, len(entry)]) + entry)
+    asked: list[Any] = []
+    monkeypatch.setattr(engine_module, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(
+        engine_module.onnxruntime, "InferenceSession", lambda path, **options: asked.append(options["sess_options"])
+    )
+    engine_module._session(path, "cpu", None)
+    if converted:
+        assert asked[0].get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have configuration"):
+            asked[0].get_session_config_entry("session.x64quantprecision")
+
+
 @pytest.mark.gpu
 def test_cuda_comes_up(tiny_bundle: Path) -> None:
     assert load(tiny_bundle, engine="cuda").name == "onnxruntime-cuda"
