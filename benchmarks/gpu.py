@@ -161,7 +161,7 @@ def report(
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual. "
         "Torch's stages begin and end on the GPU, its scores of 8 labels are one padded batch, and its time from image "
         "to distribution is one forward pass of pixels that are ready; this package's begin and end in the memory of "
-        "the processor, keys and values included, it scores eight labels and resizes the image, too. TF32 is off. "
+        "the processor but for keys and values, it scores eight labels and resizes the image, too. TF32 is off. "
         f"Medians of at most {arguments.repeats} rounds, all competitors in turn in one process. Made by `python "
         f"benchmarks/gpu.py --work DIR --shape {arguments.shape} --repeats {arguments.repeats} --starts "
         f"{arguments.starts} --threads {arguments.threads} --device {arguments.device}{chosen}`.",

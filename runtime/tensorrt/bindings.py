@@ -54,8 +54,17 @@ def tensorrt_library() -> Any:
 
 
 def target_of(library: Any, device: str, major: int, minor: int) -> Target:
-    """Returns the target that a GPU of this name and compute capability is for this library."""
+    """Returns the target that a GPU of this name and compute capability is for this library.
+
+    Raises:
+        BackendError: If the library has no engines for such a GPU.
+    """
     name = library.__name__
+    if name == "tensorrt_rtx" and f"SM{major}{minor}" not in _known(library):
+        raise BackendError(
+            f"this GPU is SM{major}{minor}; {name} {library.__version__} knows {', '.join(_known(library))}; "
+            "install TensorRT itself (pip install tensorrt) in its place, or use --engine cuda"
+        )
     return Target(
         package=name,
         package_version=library.__version__,
@@ -73,10 +82,14 @@ def named_target(library: Any, name: str) -> Target:
     """
     if library.__name__ == "tensorrt":
         raise ConfigError(f"target is {name!r}; TensorRT builds for the GPU of this machine alone")
-    known = [each for each in library.ComputeCapability.__members__ if each.startswith("SM")]
-    if name not in known:
+    if name not in (known := _known(library)):
         raise ConfigError(f"target is {name!r}; {library.__name__} {library.__version__} knows {', '.join(known)}")
     return target_of(library, ANY_DEVICE, int(name[2:-1]), int(name[-1]))
+
+
+def _known(library: Any) -> list[str]:
+    """Returns the compute capabilities that TensorRT-RTX has engines for, such as ``SM89``."""
+    return [name for name in library.ComputeCapability.__members__ if name.startswith("SM")]
 
 
 def collecting_logger(library: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -261,8 +262,13 @@ def test_targets() -> None:
     with pytest.raises(ConfigError, match="target is 'SM89'; TensorRT builds for the GPU of this machine alone"):
         named_target(library, "SM89")
     library.__name__ = "tensorrt_rtx"  # type: ignore[misc]
+    library.ComputeCapability = SimpleNamespace(__members__={"NONE": 0, "SM89": 89})  # type: ignore[attr-defined]
     assert isinstance(target_of(library, "Some RTX", 8, 9), Target)
     assert target_of(library, "Some RTX", 8, 9).device == "any", "its engines fit every GPU of a capability"
+    with pytest.raises(
+        BackendError, match=r"this GPU is SM90; tensorrt_rtx 10\.9\.0 knows SM89; install TensorRT itself"
+    ):
+        target_of(library, "NVIDIA H200", 9, 0)
 
 
 def test_limits() -> None:
