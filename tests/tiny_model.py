@@ -71,7 +71,7 @@ def build_processor(
     return Idefics3Processor(images, fast, image_seq_len=image_tokens, chat_template=CHAT_TEMPLATE)
 
 
-CONVOLUTIONS = {"stem_width": 4, "stem_stride": 2, "widths": [8, 32], "depths": [1, 2], "mirrored": True}
+CONVOLUTIONS = {"stem_width": 4, "stem_stride": 2, "widths": [8, 32], "depths": [1, 2], "looks": 4}
 """A convolutional tower of as many visual tokens."""
 
 

@@ -62,8 +62,9 @@ class ConvolutionRecipe:
     """Channels of the stages, each at half the resolution of the one before; the last is a visual token's width."""
     depths: tuple[int, ...]
     """Residual blocks of each stage."""
-    mirrored: bool = False
-    """Whether the trained tower looks at an image's mirror image too: the mean of two looks, at twice the work."""
+    looks: Literal[1, 2, 4] = 1
+    """In how many ways the trained tower looks at an image, at as many times the work: as it is, mirrored too, and two
+    parts of it too; a visual token is the mean of all looks."""
 
     def __post_init__(self) -> None:
         positive(self, "stem", "stride")

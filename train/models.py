@@ -87,7 +87,7 @@ def _idefics3(build: BuildRecipe, text: dict[str, Any], tokenizer: Any) -> Any:
     if isinstance(build.vision, ConvolutionRecipe):
         shape = build.vision
         vision |= {"stem_width": shape.stem, "stem_stride": shape.stride, "hidden_size": shape.widths[-1]}
-        vision |= {"widths": list(shape.widths), "depths": list(shape.depths), "mirrored": shape.mirrored}
+        vision |= {"widths": list(shape.widths), "depths": list(shape.depths), "looks": shape.looks}
         register()
         return ConvolutionalIdefics3ForConditionalGeneration(
             ConvolutionalIdefics3Config(vision_config=vision, **shared)

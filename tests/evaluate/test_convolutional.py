@@ -21,7 +21,7 @@ def test_the_tower_looks_at_neighbours_and_makes_one_token_of_each_cell(processo
     model = build_model(processor, convolutional=True)
     tower = model.model.vision_model
     assert isinstance(tower, ConvolutionalTower)
-    tower.config.mirrored = False
+    tower.config.looks = 1
     # Strides 2, 2 and 2 on 96 pixels leave a map of 12 x 12.
     image = torch.randn(1, 3, 96, 96)
     other = image.clone()
@@ -34,17 +34,22 @@ def test_the_tower_looks_at_neighbours_and_makes_one_token_of_each_cell(processo
     assert not changed[11, 11], "a corner reached the opposite one"
 
 
-def test_a_mirrored_tower_means_what_it_sees_in_an_image_and_in_its_mirror_image(processor) -> None:
+@pytest.mark.parametrize("looks", [2, 4])
+def test_a_token_is_the_mean_of_all_looks(processor, looks: int) -> None:
     tower = build_model(processor, convolutional=True).model.vision_model
-    images = torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 3, 36, 36)
+    # Of 36 pixels a part has 33: one column is cut on the left and two on the right.
+    parts = [images[..., :33, 1:34], images[..., 3:, 1:34]]
+    upper, lower = (torch.nn.functional.interpolate(part, (36, 36), mode="bilinear") for part in parts)
+    shown = [images, images.flip(3), upper, lower.flip(3)][:looks]
     with torch.inference_mode():
-        seen = tower(images).last_hidden_state
-        of_mirror = tower(images.flip(-1)).last_hidden_state
-        tower.config.mirrored = False
-        plain, flipped = (tower(each).last_hidden_state.view(3, 4, 4, 32) for each in (images, images.flip(-1)))
-    torch.testing.assert_close(seen, ((plain + flipped.flip(2)) / 2).flatten(1, 2))
-    torch.testing.assert_close(of_mirror, seen.view(3, 4, 4, 32).flip(2).flatten(1, 2))
-    assert not torch.allclose(seen, plain.flatten(1, 2)), "a mirror image looks like its image to this tower"
+        tower.config.looks = looks
+        seen = tower(images).last_hidden_state.view(3, 5, 5, 32)
+        tower.config.looks = 1
+        maps = [tower(each).last_hidden_state.view(3, 5, 5, 32) for each in shown]
+    expected = sum(each.flip(2) if place % 2 else each for place, each in enumerate(maps)) / looks
+    torch.testing.assert_close(seen, expected)
+    assert not torch.allclose(seen, maps[0]), "all looks see the same"
 
 
 def test_a_saved_model_loads_by_its_name_and_runs_no_code_of_the_folder(processor, tmp_path: Path) -> None:
