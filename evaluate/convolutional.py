@@ -114,7 +114,7 @@ class ConvolutionalTower(nn.Module):
         if looks > 1:
             seen = maps.unflatten(0, (-1, looks))
             maps = (seen[:, ::2].sum(dim=1) + seen[:, 1::2].sum(dim=1).flip(-1)) / looks
-        return BaseModelOutputWithPooling(last_hidden_state=maps.flatten(2).transpose(1, 2))
+        return BaseModelOutputWithPooling(last_hidden_state=maps.flatten(2).transpose(1, 2).contiguous())
 
     def train(self, mode: bool = True) -> ConvolutionalTower:
         """Sets training mode; a tower that is not to be trained keeps its batch statistics too."""

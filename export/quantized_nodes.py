@@ -201,6 +201,24 @@ class _Products:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
 
 
+def make_unsigned(model: onnx.ModelProto) -> None:
+    """Makes the weights of products of bytes unsigned, for who might add products of signed ones up in 16 bits."""
+    turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
+    # Only unsigned weights say what their middle is.
+    products = [node for node in model.graph.node if node.op_type == "MatMulInteger" and len(node.input) == 3]
+    signed = {turned.get(node.input[1], node.input[1]) for node in products}
+    for tensor in model.graph.initializer:
+        if tensor.name in signed:
+            levels = numpy_helper.to_array(tensor).astype(np.int16) + ZERO_POINT
+            tensor.CopyFrom(numpy_helper.from_array(levels.astype(np.uint8), tensor.name))
+    if products:
+        middle = numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), "q8_middle")
+        model.graph.initializer.append(middle)
+        for node in products:
+            node.input.append(middle.name)
+        del model.metadata_props[:]
+
+
 def quantize_table(model: onnx.ModelProto) -> int:
     """Stores the embedding table in bytes, one scale an entry; returns how many tables that are.
 

@@ -35,6 +35,7 @@ from emocaliber.runtime.sealing import staged
 from emocaliber.runtime.tokenization import PromptTokenizer
 
 from .graphs import DECODER, EMBED, VISION
+from .quantized_nodes import make_unsigned
 
 PROMPTS_NAME = "prompts.json"
 """``{mode: {label set: text}}``, with one image token where the image goes: what a processor is given."""
@@ -133,6 +134,7 @@ def _suffix(stem: str, name: str) -> str:
 def _write_graph(source: Path, target: Path, stem: str, tile_size: int) -> None:
     """Writes one graph with the inputs that transformers.js gives it."""
     proto = onnx.load(source)
+    make_unsigned(proto)  # its sessions cannot be told to
     if stem == VISION:
         seen = _value("pixel_attention_mask", TensorProto.BOOL, [_BATCH, "images", tile_size, tile_size])
         pixels = _value("pixel_values", TensorProto.FLOAT, [_BATCH, "images", 3, tile_size, tile_size])

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from emocaliber.evaluate.prompting import decoder_shape
 from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.export.graphs import check_supported, export_graphs
+from emocaliber.runtime.engine import _session
 from emocaliber.runtime.errors import ConfigError, ExportError
 from emocaliber.runtime.onnx_runtime import onnxruntime
 
@@ -64,7 +65,7 @@ def test_a_convolutional_tower_is_exported_with_its_normalisation_folded(process
         operators = {node.op_type for node in onnx.load(path).graph.node}
         assert "BatchNormalization" not in operators
         assert ("DequantizeLinear" in operators) == bool(suffix)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = _session(path, "cpu", 1)
         (found,) = session.run(None, {"pixel_values": pixels.numpy()})
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max(), path.name
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
