@@ -262,6 +262,7 @@ def quantize_convolutions(model: onnx.ModelProto) -> int:
         if node.op_type == "Conv" and node.input[1] in weights:
             levels, steps = quantize_channels(numpy_helper.to_array(weights[node.input[1]]).astype(np.float32), 0)
             stem = f"{node.input[1]}_q8"
+            # Zeros are meant without them too, but session.x64quantprecision of ONNX Runtime 1.32 wants them.
             zeros = np.zeros(len(steps), np.int8)
             values: dict[str, NDArray[Any]] = {"data": levels, "scales": steps, "zeros": zeros}
             names = [f"{stem}_{name}" for name in values]
