@@ -38,7 +38,7 @@ class WeightAverage(TrainerCallback):
         Raises:
             ArtifactError: If a checkpoint that is resumed holds none.
         """
-        self._average = AveragedModel(self._module, avg_fn=self._moved, use_buffers=True)
+        self._average = AveragedModel(self._module, multi_avg_fn=self._move, use_buffers=True)
         if state.global_step:
             path = _average_of(args, state)
             if not path.is_file():
@@ -61,12 +61,13 @@ class WeightAverage(TrainerCallback):
         assert self._average is not None
         self._module.load_state_dict(self._average.module.state_dict())
 
-    def _moved(self, average: torch.Tensor, weight: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-        # Counts of batches are no weights.
-        if not average.is_floating_point():
-            return weight
-        kept = min(self._decay, (1 + int(count)) / (10 + int(count)))
-        return torch.lerp(average, weight, 1 - kept)
+    def _move(self, averages: Any, weights: Any, count: torch.Tensor | int) -> None:
+        """Moves all averages of one type at once: a GPU is asked for the count once, not once a weight."""
+        if averages[0].is_floating_point():
+            kept = min(self._decay, (1 + int(count)) / (10 + int(count)))
+            torch._foreach_lerp_(averages, weights, 1 - kept)
+        else:
+            torch._foreach_copy_(averages, weights)  # counts of batches are no weights
 
 
 def _average_of(args: Any, state: Any) -> Path:

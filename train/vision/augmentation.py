@@ -141,10 +141,9 @@ def _crops(images: torch.Tensor, crop: torch.Tensor, turn: torch.Tensor, side: i
         torch.stack([width * angle.cos(), -width * angle.sin(), across], dim=1),
         torch.stack([height * angle.sin(), height * angle.cos(), down], dim=1),
     )
-    grid = nn.functional.affine_grid(torch.stack(rows, dim=1), [count, 3, side, side], align_corners=False)
-    return nn.functional.grid_sample(
-        images, grid.to(images.device), mode="bilinear", padding_mode="reflection", align_corners=False
-    )
+    turned = torch.stack(rows, dim=1).to(images.device)
+    grid = nn.functional.affine_grid(turned, [count, 3, side, side], align_corners=False)
+    return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _jittered(images: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
