@@ -54,6 +54,16 @@ def test_crops_keep_the_share_asked_for() -> None:
     assert shown.isfinite().all()
 
 
+def test_training_in_half_precision_sees_the_same_images() -> None:
+    augment, images = Augmentation([AugmentRecipe(crop=0.5, rotate=20.0, jitter=0.2)], 24, PROCESSOR), ramp(8, 32)
+    shown = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            shown.append(augment(images, torch.zeros(8, dtype=torch.long), [])[0])
+    assert torch.equal(*shown)
+
+
 def test_images_are_turned_either_way() -> None:
     augment = Augmentation([AugmentRecipe(rotate=90)], 24, PROCESSOR)
     torch.manual_seed(0)

@@ -142,8 +142,10 @@ def _crops(images: torch.Tensor, crop: torch.Tensor, turn: torch.Tensor, side: i
         torch.stack([height * angle.sin(), height * angle.cos(), down], dim=1),
     )
     turned = torch.stack(rows, dim=1).to(images.device)
-    grid = nn.functional.affine_grid(turned, [count, 3, side, side], align_corners=False)
-    return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # In half precision a place would be off by up to half a pixel.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = nn.functional.affine_grid(turned, [count, 3, side, side], align_corners=False)
+        return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _jittered(images: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
