@@ -161,6 +161,8 @@ def _write(folder: Path, kind: str, precision: str, ranges: StaticRanges | None)
             model, fusions = (fuse_decoder if kind == DECODER else fuse_vision)(model)
         bits: WeightBits = "int8" if precision == "int8" else "int4"
         quantized = _quantize(model, kind, bits)
+    if precision == "qdq" or any(node.op_type == "MatMulInteger" for node in model.graph.node):
+        onnx.helper.set_model_props(model, SIGNED_WEIGHTS)
     if quantized == 0:
         raise ExportError(f"{source.name} holds no weight matrix to quantise; is it an exported graph?")
     table = folder / f"{EMBED}{SUFFIXES[_table(precision)]}.onnx"
@@ -180,8 +182,6 @@ def _quantize(model: onnx.ModelProto, kind: str, bits: WeightBits) -> int:
         count = quantize_table(model)
     else:
         count = quantize_products(model, kind, bits) + quantize_convolutions(model)
-    if any(node.op_type == "MatMulInteger" for node in model.graph.node):
-        onnx.helper.set_model_props(model, SIGNED_WEIGHTS)
     _drop_unused(model)
     return count
 

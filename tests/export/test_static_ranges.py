@@ -22,6 +22,7 @@ from emocaliber.export.static_ranges import StaticRanges, find_ranges
 from emocaliber.runtime import EmotionModel
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
+from emocaliber.runtime.engine import SIGNED_WEIGHTS, _session
 from emocaliber.runtime.errors import ConfigError, ExportError, InputError
 from emocaliber.runtime.images import decode_image
 from emocaliber.runtime.onnx_runtime import onnxruntime
@@ -63,11 +64,11 @@ def static(
     return target
 
 
-def graph(nodes: list[Any], weights: dict[str, Any]) -> Any:
+def graph(nodes: list[Any], weights: dict[str, Any], width: int = 2) -> Any:
     made = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.array(value, np.float32), key) for key, value in weights.items()],
     )
@@ -165,6 +166,21 @@ def test_the_same_ranges_make_the_same_bytes(static: Path, written: Path, ranges
     for name in GRAPHS:
         made, shipped = ((folder / f"{name}_quantized.onnx").read_bytes() for folder in (tmp_path, static))
         assert made == shipped
+
+
+def test_bytes_do_not_overflow(tmp_path: Path, static: Path) -> None:
+    """The written graphs say that their weights are signed, and the runtime then sees to it that sums are exact."""
+    for name in ("vision_encoder", "decoder_model_merged"):
+        written = onnx.load(static / f"{name}_quantized.onnx")
+        assert {entry.key: entry.value for entry in written.metadata_props} == SIGNED_WEIGHTS
+    weight = np.where(np.arange(6) % 2, -1.0, 1.0) * np.ones((40, 1))
+    made = graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": weight}, width=40)
+    assert quantize_statically(made, "g", {"x": 1.0}) == 1
+    helper.set_model_props(made, SIGNED_WEIGHTS)
+    onnx.save(made, tmp_path / "g.onnx")
+    x = np.stack([np.ones(40, np.float32), -np.ones(40, np.float32)])
+    (found,) = _session(tmp_path / "g.onnx", "cpu", 1).run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ weight, rtol=1e-5)
 
 
 def test_a_bundle_predicts_drifts_little_and_asks_each_label_alone(static: Path, samples: list[Sample]) -> None:
