@@ -187,10 +187,10 @@ class OnnxEngine(GraphEngine):
             raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
-        chosen = _choose(engine, decoder) if engine in ("auto", "cuda", "tensorrt") else "cpu"
+        chosen, loaded = ("cpu", None) if engine == "cpu" else _choose(engine, decoder, threads)
         # Preparing weights takes one core a graph; what an accelerator's libraries make of that was not tried.
         with ThreadPoolExecutor(max_workers=3 if chosen == "cpu" else 1) as pool:
-            slowest = pool.submit(_session, decoder, chosen, threads)
+            slowest = pool.submit(lambda: loaded or _session(decoder, chosen, threads))
             vision = pool.submit(_session, vision_encoder, chosen, threads)
             embed = pool.submit(embedding_session, embed_tokens)
         super().__init__(
@@ -216,28 +216,33 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name, provider in _PROVIDERS.items() if provider in built)
 
 
-def _choose(engine: EngineName, probe: Path) -> str:
-    """Returns the provider to use: the named one, proven to come up on the probe graph, or for ``auto`` the best."""
+def _choose(engine: EngineName, probe: Path, threads: int | None) -> tuple[str, Any]:
+    """Returns the provider to use, and the session of the probe graph on it that proved it, or None for the CPU.
+
+    It is the named one, or for ``auto`` the best.
+    """
     wanted = "cuda" if engine == "auto" else engine
-    if wanted in available_engines() and _comes_up(wanted, probe):
-        return wanted
+    session = _on(wanted, probe, threads) if wanted in available_engines() else None
+    if session is not None:
+        return wanted, session
     if engine == "auto":
-        return "cpu"
+        return "cpu", None
     raise BackendError(
         f"engine {engine!r} did not come up: {_installed()} offers {', '.join(available_engines())}; "
         f"to get it: {_REMEDIES[wanted]}; or use --engine cpu"
     )
 
 
-def _comes_up(engine: str, probe: Path) -> bool:
-    """Returns whether a session on the graph really runs on this engine: ONNX Runtime falls back without a word."""
+def _on(engine: str, probe: Path, threads: int | None) -> Any:
+    """Returns a session that really runs on the engine, or None: ONNX Runtime falls back without a word."""
     # CUDA's libraries in pip's packages are on no search path; what is missing of them would be printed here.
     with redirect_stdout(StringIO()):
         onnxruntime.preload_dlls(msvc=False)
     try:
-        return _PROVIDERS[engine] in _session(probe, engine, None).get_providers()
+        session = _session(probe, engine, threads)
     except BackendError:
-        return False
+        return None
+    return session if _PROVIDERS[engine] in session.get_providers() else None
 
 
 def _installed() -> str:

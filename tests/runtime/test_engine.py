@@ -74,6 +74,29 @@ def test_a_named_engine_that_silently_falls_back_is_an_error(
     assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
 
 
+def test_the_graph_that_proves_an_engine_is_not_loaded_again(
+    tiny_bundle: Path, offers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers("CUDAExecutionProvider", CPU)
+    real, loads = engine_module._session, []
+
+    class OnCuda:
+        def __init__(self, session: Any) -> None:
+            self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", CPU]
+
+    def session(path: Path, engine: str, threads: int | None) -> Any:
+        loads.append((path.name, engine, threads))
+        return OnCuda(real(path, "cpu", threads))
+
+    monkeypatch.setattr(engine_module, "_session", session)
+    assert load(tiny_bundle, engine="auto").name == "onnxruntime-cuda"
+    on_cuda = [("decoder_model_merged.onnx", "cuda", 1), ("vision_encoder.onnx", "cuda", 1)]
+    assert sorted(loads) == sorted([*on_cuda, ("embed_tokens.onnx", "cpu", 1)])
+
+
 def test_auto_takes_the_cpu_without_cuda(tiny_bundle: Path, offers: Any) -> None:
     offers(CPU)
     assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
