@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
@@ -122,28 +123,27 @@ class Weights:
 
 
 class _Products:
-    """The nodes of a graph as they are replaced. What is quantised once is used by all that read it."""
+    """The nodes of a graph as they are replaced. Rows that are quantised once are used by all that read them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._model = model
         self._rows: dict[str, tuple[str, str]] = {}
-        self._stored: dict[tuple[str, bool], tuple[str, str]] = {}
+        self._uses: Counter[tuple[str, bool]] = Counter()
         self._known: set[str] = set()
 
     def bytes_product(self, node: onnx.NodeProto, tensor: onnx.TensorProto, *, transposed: bool) -> None:
         """Adds a product of bytes, rows with a scale each and columns with a scale each."""
         rows, row_scales = self._quantized_rows(node.input[0])
-        key = (tensor.name, transposed)
-        if key not in self._stored:
-            data, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), 0 if transposed else 1)
-            stem = f"{tensor.name}_q8{'_t' if transposed else ''}"
-            data_name = self._constant(f"{stem}_data", data)
-            if transposed:  # ONNX Runtime turns it once, when it loads
-                self._add("Transpose", [data_name], f"{stem}_columns", perm=[1, 0])
-                data_name = f"{stem}_columns"
-            self._stored[key] = data_name, self._constant(f"{stem}_scales", scales)
-        data_name, scales_name = self._stored[key]
+        data, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), 0 if transposed else 1)
+        # Of two products each has its own: session.x64quantprecision of ONNX Runtime 1.32 cannot convert one twice.
+        number = self._uses[tensor.name, transposed]
+        self._uses[tensor.name, transposed] += 1
+        stem = f"{tensor.name}_q8{'_t' if transposed else ''}{f'_{number}' if number else ''}"
+        data_name, scales_name = self._constant(f"{stem}_data", data), self._constant(f"{stem}_scales", scales)
+        if transposed:  # ONNX Runtime turns it once, when it loads
+            self._add("Transpose", [data_name], f"{stem}_columns", perm=[1, 0])
+            data_name = f"{stem}_columns"
         zero, output = self._constant("q8_zero", np.uint8(ZERO_POINT)), node.output[0]
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
         self._add("MatMulInteger", [rows, data_name, zero], f"{output}_sums")

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from emocaliber.export.quantize import graph_files, quantize_graphs
-from emocaliber.export.quantized_nodes import quantize_blocks, quantize_channels
-from emocaliber.runtime.engine import _session
+from emocaliber.export.quantized_nodes import quantize_blocks, quantize_channels, quantize_products
+from emocaliber.runtime.engine import SIGNED_WEIGHTS, _session
 from emocaliber.runtime.errors import ConfigError, ExportError
 
 
@@ -103,6 +103,26 @@ def test_bytes_do_not_overflow(tmp_path: Path, kind: str) -> None:
     path = quantize_vision(tmp_path)
     x = np.stack([np.ones(40, np.float32), -np.ones(40, np.float32)])
     np.testing.assert_allclose(run(path, {"x": x}), x @ weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+def test_a_weight_of_two_products_loads(tmp_path: Path, kind: str) -> None:
+    weight = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
+    nodes = [helper.make_node(kind, [source, "w"], [name], name=name) for source, name in (("x", "a"), ("a", "y"))]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 40])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert quantize_products(model, "g", "int8") == 2
+    helper.set_model_props(model, SIGNED_WEIGHTS)
+    onnx.save(model, tmp_path / "g.onnx")
+    x = np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)
+    expected = x @ weight @ weight
+    assert np.abs(run(tmp_path / "g.onnx", {"x": x}) - expected).max() < 0.03 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("transposed", [False, True])
