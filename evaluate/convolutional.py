@@ -107,7 +107,7 @@ class ConvolutionalTower(nn.Module):
         # In training one look is enough, of images that are altered anew each time.
         looks = 1 if self.training else self.config.looks
         if looks > 1:
-            pixel_values = torch.stack(looks_at(pixel_values)[:looks], dim=1).flatten(0, 1)
+            pixel_values = torch.stack(looks_at(pixel_values, looks), dim=1).flatten(0, 1)
         # The layout in which convolutions are quickest on a CPU.
         maps = torch.relu(self.stem(pixel_values.contiguous(memory_format=torch.channels_last)))
         maps = self.blocks(maps)
@@ -121,12 +121,15 @@ class ConvolutionalTower(nn.Module):
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
 
-def looks_at(images: torch.Tensor) -> list[torch.Tensor]:
-    """Returns four looks at (N, 3, side, side) images, each of their size, every other one mirrored.
+def looks_at(images: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Returns two or four looks at (N, 3, side, side) images, each of their size, every other one mirrored.
 
     The image, its mirror image, its upper part, its lower part mirrored: such a part has eleven twelfths of both sides
     and is made larger. Means of several looks are surer than one (Krizhevsky et al. 2012, section 4.1, took ten).
     """
+    looks = [images, images.flip(-1)]
+    if count == 2:
+        return looks
     side = images.shape[-1]
     cut = side // 12
     middle = slice(cut // 2, side - (cut - cut // 2))
@@ -134,7 +137,7 @@ def looks_at(images: torch.Tensor) -> list[torch.Tensor]:
         nn.functional.interpolate(part, (side, side), mode="bilinear", align_corners=False)
         for part in (images[..., cut:, middle], images[..., : side - cut, middle])
     )
-    return [images, images.flip(-1), upper, lower.flip(-1)]
+    return [*looks, upper, lower.flip(-1)]
 
 
 class ConvolutionalIdefics3ForConditionalGeneration(Idefics3ForConditionalGeneration):
