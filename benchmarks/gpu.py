@@ -28,7 +28,7 @@ from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.errors import EmoCaliberError
 from emocaliber.runtime.onnx_runtime import onnxruntime
-from runtime import SHAPES, STAGES, cells, made_work, measured, opened, prepared, processor, table, versions
+from runtime import STAGES, cells, made_work, measured, opened, parser_of, prepared, processor, table, versions
 
 TORCH = {
     "torch fp32": torch.float32, "torch bf16": torch.bfloat16, "torch fp16": torch.float16,
@@ -45,18 +45,11 @@ LISTED = 6
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measures, writes the tables, and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle and torch's weights")
-    parser.add_argument("--shape", choices=SHAPES, default="smolvlm-256m")
-    parser.add_argument(
-        "--competitor", action="append", choices=COMPETITORS, metavar="NAME",
-        help=f"repeat for more; torch fp32 is always there (default: all of {', '.join(COMPETITORS)})",
-    )  # fmt: skip
+    parser = parser_of(__doc__, COMPETITORS)
     parser.add_argument("--repeats", type=int, default=30, help="most timed rounds of a stage (default: 30)")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes of each (default: 3; 0: none)")
     parser.add_argument("--threads", type=int, default=4, help="of the processor (default: 4)")
     parser.add_argument("--device", choices=PROVIDERS, default="cuda", help="cpu tries the script without a GPU")
-    parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # of products it is off by default

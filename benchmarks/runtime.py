@@ -78,16 +78,9 @@ STAGES = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measures, writes the table, and returns the exit status 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle and torch's weights")
-    parser.add_argument("--shape", choices=SHAPES, default="smolvlm-256m")
-    parser.add_argument(
-        "--competitor", action="append", choices=COMPETITORS, metavar="NAME",
-        help=f"repeat for more; torch fp32 is always there (default: all of {', '.join(COMPETITORS)})",
-    )  # fmt: skip
+    parser = parser_of(__doc__, COMPETITORS)
     parser.add_argument("--repeats", type=int, default=15, help="most timed rounds of a stage (default: 15)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     bundle, weights = prepared(arguments.work, arguments.shape)
@@ -119,6 +112,19 @@ def stages_of(name: str, bundle: Path, weights: Path, work: Work, threads: int) 
     if kind == "genai":
         return genai(bundle, weights, variant, work, threads)
     return ours(bundle, name, work, threads)
+
+
+def parser_of(description: str | None, competitors: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns a parser of what benchmarks of this shape and these competitors are asked for alike."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle and torch's weights")
+    parser.add_argument("--shape", choices=SHAPES, default="smolvlm-256m")
+    parser.add_argument(
+        "--competitor", action="append", choices=competitors, metavar="NAME",
+        help=f"repeat for more; torch fp32 is always there (default: all of {', '.join(competitors)})",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
+    return parser
 
 
 def not_run(flags: Sequence[str]) -> dict[str, str]:
