@@ -2,9 +2,9 @@
 
 The exported graphs are plain ONNX, for any runtime. What only ONNX Runtime reads (int8, int4) is fused first:
 
-- the decoder's attention becomes the ``Attention`` operator of opset 23, which takes the mask of a label tree as it is,
-  groups query heads over key/value heads, appends the cache and, unlike ``GroupQueryAttention``, has no trouble with
-  batches, with an empty cache or with positions of its own;
+- the decoder's attention becomes the ``Attention`` operator of opset 23, which groups query heads over key/value heads,
+  appends the cache and, unlike ``GroupQueryAttention``, has no trouble with batches, with an empty cache or with
+  positions of its own; where a label tree is read, `tree_attention` goes around it;
 - rotary positions become ``RotaryEmbedding`` of opset 23, over the cosines and sines that the graph computes once;
 - normalisations take the addition before them along (``SkipSimplifiedLayerNormalization``, ``SkipLayerNormalization``),
   and an activation the bias before it (``FastGelu``).
@@ -30,6 +30,8 @@ from onnxscript.rewriter.ort_fusions.skip_normalization import (
 )
 
 from emocaliber.runtime.errors import ExportError
+
+from .tree_attention import DOMAIN, tree_functions
 
 FUSED_OPSET = 23
 """The first with the operators ``Attention`` and ``RotaryEmbedding``."""
@@ -65,7 +67,10 @@ def fuse_decoder(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fusions]:
     layers = [_Attention.of(node) for node in fused.graph if node.op_type == "Softmax"]
     if not layers:
         raise ExportError("the decoder graph holds no attention; is it an exported graph?")
-    rotary = sum(layer.fuse(fused.graph) for layer in layers)
+    for function in tree_functions():
+        fused.functions[function.identifier()] = function
+    tree = layers[0].read_tree(fused.graph)
+    rotary = sum(layer.fuse(fused.graph, tree) for layer in layers)
     RemoveUnusedNodesPass()(fused)
     CommonSubexpressionEliminationPass()(fused)
     normalizations = fuse_rms_normalization(fused)
@@ -96,6 +101,7 @@ def _opened(model: onnx.ModelProto) -> ir.Model:
     fused = ir.from_proto(model)
     fused.opset_imports[""] = max(FUSED_OPSET, fused.opset_imports[""])
     fused.opset_imports[CONTRIB] = 1
+    fused.opset_imports[DOMAIN] = 1
     ShapeInferencePass()(fused)
     return fused
 
@@ -110,8 +116,8 @@ class _Attention:
     """[B, kv_heads, P + S, D]."""
     value: ir.Value
     """[B, kv_heads, P + S, D]."""
-    mask: ir.Value | None
-    """Boolean, or added to the scores."""
+    mask: ir.Value
+    """Boolean [B, 1, S, P + S]."""
     scale: float
     output: ir.Value
     """[B, heads, S, D]."""
@@ -126,36 +132,45 @@ class _Attention:
         product = _user(softmax.outputs[0], "MatMul")
         if product is None:
             raise ExportError(f"{softmax.name}: a softmax that weights no values; it is no attention of a known form")
-        scores = _given(softmax.inputs[0])
-        added = scores.producer()
-        mask = None
-        if added is not None and added.op_type == "Add":
-            scores, mask = _given(added.inputs[0]), _boolean(_given(added.inputs[1]))
-        scaled = _producer(scores, "Mul")
+        added = _producer(_given(softmax.inputs[0]), "Add")
+        scaled = _producer(_given(added.inputs[0]), "Mul")
         matched = _producer(_given(scaled.inputs[0]), "MatMul")
         return cls(
             query=_given(matched.inputs[0]),
             key=_ungrouped(_untransposed(_given(matched.inputs[1]))),
             value=_ungrouped(_given(product.inputs[1])),
-            mask=mask,
+            mask=_boolean(_given(added.inputs[1])),
             scale=_scalar(_given(scaled.inputs[1])),
             output=product.outputs[0],
         )
 
-    def fuse(self, graph: ir.Graph) -> int:
-        """Replaces the nodes of this attention; returns how many rotary embeddings were replaced with it."""
-        end = self.output.producer()
-        assert end is not None
-        builder = _Builder(graph, end)
+    def read_tree(self, graph: ir.Graph) -> list[ir.Value]:
+        """Returns what `tree_functions` want to know of the label tree, found before this attention."""
+        rows = next((value for value in graph.inputs if value.name == "logit_rows"), None)
+        past, new = _cached(self.key)
+        groups = _heads(self.query) // _heads(new)
+        return self._builder(graph).add(
+            "LabelTree", [self.mask, _given(rows), past], num_outputs=10, domain=DOMAIN, groups=groups
+        )
+
+    def fuse(self, graph: ir.Graph, tree: list[ir.Value]) -> int:
+        """Replaces the nodes of this attention; returns how many rotary embeddings were replaced with it.
+
+        Args:
+            graph: That holds them.
+            tree: From `read_tree` of the first attention.
+        """
+        builder = self._builder(graph)
         (past_key, key), (past_value, value) = _cached(self.key), _cached(self.value)
         tail = _merged_heads(self.output)
         if tail is None:
             raise ExportError(f"{self.output.name}: heads are not merged next; the attention would stay unfused")
         (query, turned), (flat_key, key_turned) = builder.turned(self.query), builder.turned(key)
         made = builder.add(
-            "Attention",
-            [query, flat_key, builder.flat(value), self.mask, past_key, past_value],
+            "TreeAttention",
+            [query, flat_key, builder.flat(value), self.mask, past_key, past_value, *tree],
             num_outputs=3,
+            domain=DOMAIN,
             q_num_heads=_heads(self.query),
             kv_num_heads=_heads(key),
             scale=self.scale,
@@ -163,6 +178,11 @@ class _Attention:
         for old, new in zip((tail, self.key, self.value), made, strict=True):
             _replace(old, new)
         return turned + key_turned
+
+    def _builder(self, graph: ir.Graph) -> _Builder:
+        end = self.output.producer()
+        assert end is not None
+        return _Builder(graph, end)
 
 
 class _Builder:
@@ -309,12 +329,12 @@ def _merged_heads(states: ir.Value) -> ir.Value | None:
 
 
 def _boolean(bias: ir.Value) -> ir.Value:
-    """Returns the mask that a bias of 0 and the lowest number was made of, or the bias itself."""
-    node = bias.producer()
-    if node is None or node.op_type != "Where":
-        return bias
+    """Returns the mask that a bias of 0 and the lowest number was made of."""
+    node = _producer(bias, "Where")
     kept = ir.convenience.get_const_tensor(_given(node.inputs[1]))
-    return _given(node.inputs[0]) if kept is not None and not kept.numpy().any() else bias
+    if kept is None or kept.numpy().any():
+        raise ExportError(f"{bias.name} is no mask of zeros and the lowest number; the attention would stay unfused")
+    return _given(node.inputs[0])
 
 
 def _heads(states: ir.Value) -> int:

@@ -107,17 +107,19 @@ class GraphComparison:
         return self._read_tree(engine, empty_context(self._shape), probe, probe.tokens, probe.answers)
 
     def _single_scores(self, engine: Engine, probe: Probe) -> Scores:
-        """Returns the scores [K] of a probe's answers from a whole pass each."""
+        """Returns the scores [K] of a probe's answers, without what all have in common, from a whole pass each."""
         alone = np.empty(len(probe.answers))
+        common = len(build_tree(probe.answers).common)
         for place, answer in enumerate(probe.answers):
-            rows = range(len(probe.tokens) - 1, len(probe.tokens) + len(answer) - 1)
+            own, start = answer[common:], len(probe.tokens) + common
             embeds = self._embed(engine, probe, [*probe.tokens, *answer])
             placement = self._placement(probe, len(probe.tokens))
+            rows = range(start - 1, start + len(own) - 1)
             logits = read(engine, empty_context(self._shape), embeds, rows, placement=placement)[0][0]
             logits = logits.astype(np.float64)
             with np.errstate(invalid="ignore"):  # logits that are NaN are reported, not warned about
                 totals = np.logaddexp.reduce(logits, axis=-1)
-            alone[place] = (logits[np.arange(len(answer)), answer] - totals).sum()
+            alone[place] = (logits[np.arange(len(own)), own] - totals).sum()
         return alone
 
     def _neighbour_effect(self, engine: Engine, probe: Probe) -> float:

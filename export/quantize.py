@@ -38,6 +38,7 @@ from .fusion import Fusions, fuse_decoder, fuse_vision
 from .graphs import DECODER, EMBED, VISION
 from .quantized_nodes import (
     BLOCK_SIZE,
+    BYTES_PRODUCTS,
     WeightBits,
     constants,
     quantize_convolutions,
@@ -161,7 +162,7 @@ def _write(folder: Path, kind: str, precision: str, ranges: StaticRanges | None)
             model, fusions = (fuse_decoder if kind == DECODER else fuse_vision)(model)
         bits: WeightBits = "int8" if precision == "int8" else "int4"
         quantized = _quantize(model, kind, bits)
-    if precision == "qdq" or any(node.op_type == "MatMulInteger" for node in model.graph.node):
+    if precision == "qdq" or any(node.op_type in BYTES_PRODUCTS for node in model.graph.node):
         onnx.helper.set_model_props(model, SIGNED_WEIGHTS)
     if quantized == 0:
         raise ExportError(f"{source.name} holds no weight matrix to quantise; is it an exported graph?")
@@ -181,7 +182,8 @@ def _quantize(model: onnx.ModelProto, kind: str, bits: WeightBits) -> int:
     if kind == EMBED:
         count = quantize_table(model)
     else:
-        count = quantize_products(model, kind, bits) + quantize_convolutions(model)
+        products = quantize_products(model, kind, bits, many_rows=kind == VISION)
+        count = products + quantize_convolutions(model)
     _drop_unused(model)
     return count
 

@@ -14,6 +14,8 @@ from emocaliber.runtime.errors import ExportError
 
 WeightBits = Literal["int8", "int4"]
 
+BYTES_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5}
+"""Products of bytes, and how many inputs they have where the weights are signed."""
 BLOCK_SIZE = 32
 ZERO_POINT = 128
 _INT8_ACTIVATIONS = 4
@@ -66,19 +68,21 @@ def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDA
     return levels[..., 0::2] | (levels[..., 1::2] << 4), scales
 
 
-def quantize_products(model: onnx.ModelProto, name: str, bits: WeightBits) -> int:
+def quantize_products(model: onnx.ModelProto, name: str, bits: WeightBits, *, many_rows: bool = False) -> int:
     """Replaces every product with a weight matrix; returns how many.
 
     Args:
         model: Changed in place; its weights in it.
         name: Of the graph, for messages.
         bits: Of the weights; a Gemm that reads its weight as [N, K] is the vocabulary, and int8 in any case.
+        many_rows: Whether it reads hundreds of rows: then operators that go over them fewer times are the quicker ones.
+            For a single row, as a decoder reads it, they were slower in ONNX Runtime 1.32.
 
     Raises:
         ExportError: If a weight would stay float.
     """
     weights = Weights(model, name)
-    products = _Products(model)
+    products = _Products(model, many_rows=many_rows)
     count = 0
     for node in list(model.graph.node):
         tensor = weights.of(node) if node.op_type in ("MatMul", "Gemm") else None
@@ -125,16 +129,17 @@ class Weights:
 class _Products:
     """The nodes of a graph as they are replaced. Rows that are quantised once are used by all that read them."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, many_rows: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._model = model
+        self._many_rows = many_rows
         self._rows: dict[str, tuple[str, str]] = {}
         self._uses: Counter[tuple[str, bool]] = Counter()
         self._known: set[str] = set()
 
     def bytes_product(self, node: onnx.NodeProto, tensor: onnx.TensorProto, *, transposed: bool) -> None:
         """Adds a product of bytes, rows with a scale each and columns with a scale each."""
-        rows, row_scales = self._quantized_rows(node.input[0])
+        rows, row_scales = self._quantized_rows(node.input[0], int(tensor.dims[1 if transposed else 0]))
         data, scales = quantize_channels(numpy_helper.to_array(tensor).astype(np.float32), 0 if transposed else 1)
         # Of two products each has its own: session.x64quantprecision of ONNX Runtime 1.32 cannot convert one twice.
         number = self._uses[tensor.name, transposed]
@@ -146,12 +151,19 @@ class _Products:
             data_name = f"{stem}_columns"
         zero, output = self._constant("q8_zero", np.uint8(ZERO_POINT)), node.output[0]
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
-        self._add("MatMulInteger", [rows, data_name, zero], f"{output}_sums")
-        self._add("Cast", [f"{output}_sums"], f"{output}_float", to=TensorProto.FLOAT)
-        self._add("Mul", [f"{output}_float", row_scales], f"{output}_rows")
-        self._add("Mul", [f"{output}_rows", scales_name], f"{output}_product" if bias else output)
+        product = f"{output}_product" if bias else output
+        if self._many_rows:
+            one = self._constant("q8_one", np.float32(1))
+            inputs = [rows, data_name, one, scales_name, zero]
+            self._add("MatMulIntegerToFloat", inputs, f"{output}_columns", domain="com.microsoft")
+            self._add("Mul", [f"{output}_columns", row_scales], product)
+        else:
+            self._add("MatMulInteger", [rows, data_name, zero], f"{output}_sums")
+            self._add("Cast", [f"{output}_sums"], f"{output}_float", to=TensorProto.FLOAT)
+            self._add("Mul", [f"{output}_float", row_scales], f"{output}_rows")
+            self._add("Mul", [f"{output}_rows", scales_name], product)
         if bias:
-            self._add("Add", [f"{output}_product", bias], output)
+            self._add("Add", [product, bias], output)
 
     def blocks_product(self, node: onnx.NodeProto, tensor: onnx.TensorProto) -> None:
         """Adds a product with a weight in blocks of 4 bits."""
@@ -175,7 +187,7 @@ class _Products:
         if bias:
             self._add("Add", [f"{output}_product", bias], output)
 
-    def _quantized_rows(self, value: str) -> tuple[str, str]:
+    def _quantized_rows(self, value: str, width: int) -> tuple[str, str]:
         """Returns the names of a value's rows as bytes, and of their scales."""
         if value not in self._rows:
             self._add("Abs", [value], f"{value}_abs")
@@ -185,9 +197,16 @@ class _Products:
             self._add("Max", [f"{value}_max", tiny], f"{value}_top")
             step = self._constant("q8_step", np.float32(1 / 127))
             self._add("Mul", [f"{value}_top", step], f"{value}_scale")
-            self._add("Div", [value, f"{value}_scale"], f"{value}_levels")
-            one, zero = self._constant("q8_one", np.float32(1)), self._constant("q8_zero", np.uint8(ZERO_POINT))
-            self._add("QuantizeLinear", [f"{value}_levels", one, zero], f"{value}_q8")
+            zero = self._constant("q8_zero", np.uint8(ZERO_POINT))
+            if self._many_rows:
+                self._add("Shape", [f"{value}_scale"], f"{value}_shape")
+                self._add("Expand", [zero, f"{value}_shape"], f"{value}_zeros")
+                inputs = [value, f"{value}_scale", f"{value}_zeros"]
+                self._add("QuantizeLinear", inputs, f"{value}_q8", axis=-1, block_size=width)
+            else:
+                one = self._constant("q8_one", np.float32(1))
+                self._add("Div", [value, f"{value}_scale"], f"{value}_levels")
+                self._add("QuantizeLinear", [f"{value}_levels", one, zero], f"{value}_q8")
             self._rows[value] = f"{value}_q8", f"{value}_scale"
         return self._rows[value]
 
@@ -204,8 +223,8 @@ class _Products:
 def make_unsigned(model: onnx.ModelProto) -> None:
     """Makes the weights of products of bytes unsigned, for who might add products of signed ones up in 16 bits."""
     turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
-    # Only unsigned weights say what their middle is.
-    products = [node for node in model.graph.node if node.op_type == "MatMulInteger" and len(node.input) == 3]
+    # Only unsigned weights say what their middle is, in an input of their own behind these.
+    products = [node for node in model.graph.node if len(node.input) == BYTES_PRODUCTS.get(node.op_type)]
     signed = {turned.get(node.input[1], node.input[1]) for node in products}
     for tensor in model.graph.initializer:
         if tensor.name in signed:

@@ -42,7 +42,7 @@ def test_what_is_fused_is_counted(written: Path) -> None:
     # first normalisation follows no addition, the last a choice of rows.
     assert counts == Fusions(attentions=2, rotary=4, normalizations=5, skips=3, activations=0)
     kinds = Counter(node.op_type for node in fused.graph.node)
-    assert (kinds["Attention"], kinds["RotaryEmbedding"], kinds["SkipSimplifiedLayerNormalization"]) == (2, 4, 3)
+    assert (kinds["TreeAttention"], kinds["RotaryEmbedding"], kinds["SkipSimplifiedLayerNormalization"]) == (2, 4, 3)
     assert not kinds.keys() & {"Softmax", "Expand", "Neg", "Pow"}
     assert {entry.domain: entry.version for entry in fused.opset_import}[""] == FUSED_OPSET
     vision, counts = fuse_vision(onnx.load(written / "vision_encoder.onnx"))
@@ -117,11 +117,16 @@ def engine(folder: Path, suffix: str) -> OnnxEngine:
     )
 
 
-@pytest.mark.parametrize(("precision", "suffix"), [("fp16", "_fp16"), ("int8", "_int8"), ("int4", "_q4")])
+@pytest.mark.parametrize(
+    ("precision", "suffix", "most"), [("fp16", "_fp16", 1e-4), ("int8", "_int8", 0), ("int4", "_q4", 0)]
+)
 def test_a_score_does_not_depend_on_the_other_labels(
-    written: Path, tmp_path: Path, precision: str, suffix: str
+    written: Path, tmp_path: Path, precision: str, suffix: str, most: float
 ) -> None:
-    """The score of a label from a pass over two labels, over forty, and beside one with an extreme embedding."""
+    """The score of a label from a pass over two labels, over forty, and beside one with an extreme embedding.
+
+    Where rows are rounded to bytes it is the same to the bit: what is not would be rounded otherwise now and then.
+    """
     for name in ("vision_encoder", "embed_tokens", "decoder_model_merged"):
         (tmp_path / f"{name}.onnx").write_bytes((written / f"{name}.onnx").read_bytes())
     quantize_graphs(tmp_path, [precision])
@@ -137,6 +142,6 @@ def test_a_score_does_not_depend_on_the_other_labels(
         return read_tree(runner, context, embeds, tree)[0][0]
 
     few, many, beside = scores(labels[:2]), scores(labels), scores(labels, scale=1e3)
-    assert abs((few[0] - few[1]) - (many[0] - many[1])) < 0.03
-    assert abs((few[0] - few[1]) - (beside[0] - beside[1])) < 0.03
+    for others in (many, beside):
+        assert np.abs(others[:2] - few).max() <= most
     assert np.ptp(many) > 0.3

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from emocaliber.export import transformers_js
+from emocaliber.export.quantized_nodes import BYTES_PRODUCTS
 from emocaliber.export.transformers_js import PROMPTS_NAME, write_transformers_js
 from emocaliber.runtime.bundle import TOKENIZER_NAME, Bundle
 from emocaliber.runtime.cli import main
@@ -181,7 +182,7 @@ def test_bytes_do_not_overflow_where_nobody_sees_to_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(seen.run(None, feed)[0], expected, atol=1e-5)
     model = onnx.load(folder / "onnx" / "vision_encoder_int8.onnx")
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+    products = [node for node in model.graph.node if node.op_type in BYTES_PRODUCTS]
     assert [weights[node.input[1]] for node in products] == [onnx.TensorProto.UINT8]
 
 
