@@ -28,7 +28,7 @@ from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.errors import EmoCaliberError
 from emocaliber.runtime.onnx_runtime import onnxruntime
-from runtime import STAGES, cells, made_work, measured, opened, parser_of, prepared, processor, table, versions
+from runtime import STAGES, cells, made_bundle, made_work, measured, opened, parser_of, processor, table, versions
 
 TORCH = {
     "torch fp32": torch.float32, "torch bf16": torch.bfloat16, "torch fp16": torch.float16,
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # of products it is off by default
-    bundle, weights = prepared(arguments.work, arguments.shape)
+    bundle, weights = made_bundle(arguments.work, arguments.shape)
     work = made_work(bundle)
     wanted = [name for name in COMPETITORS if name in ["torch fp32", *(arguments.competitor or COMPETITORS)]]
     running, refused = started(wanted, bundle, weights, work, arguments)

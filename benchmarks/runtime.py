@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 from statistics import median
 from typing import Any
 
@@ -37,6 +38,7 @@ from emocaliber.export.bundle import BundleSpec, write_bundle
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.grammar import ANSWER_CLOSE, ANSWER_OPEN
 from emocaliber.runtime.onnx_runtime import onnxruntime
+from emocaliber.runtime.prepared import prepare
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
 from emocaliber.runtime.taxonomy import TAXONOMIES
@@ -83,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
-    bundle, weights = prepared(arguments.work, arguments.shape)
+    bundle, weights = made_bundle(arguments.work, arguments.shape)
     work, skipped = made_work(bundle), not_run(processor()[1])
     wanted = ["torch fp32", *(arguments.competitor or COMPETITORS)]
     names = [name for name in COMPETITORS if name in wanted and name not in skipped]
@@ -92,7 +94,10 @@ def main(words: Sequence[str] | None = None) -> int:
     roofline = measured_roofline(arguments.threads)
     precisions = [name for name in names if name in PRECISIONS]
     codes = cold_codes(bundle, weights, precisions, arguments.threads)
-    cold = cold_starts(codes, max(1, arguments.repeats // 5))
+    starts = max(1, arguments.repeats // 5)
+    cold = cold_starts(codes, starts)
+    with prepared_graphs(bundle, precisions):
+        cold |= cold_starts({f"{name}, prepared": codes[name] for name in precisions}, starts)
     text = "\n".join(report(arguments, bundle, work, times, roofline, cold, skipped)) + "\n"
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
@@ -132,7 +137,7 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
     why = {}
     if not {"avx512_bf16", "amx_bf16"} & set(flags):
         why["torch bf16"] = "this processor has no bf16 arithmetic; torch imitates it, hundreds of times slower"
-    if which("c++") is None:
+    if shutil.which("c++") is None:
         why["torch compiled"] = "torch.compile needs a C++ compiler"
     for name, modules in RIVALS.items():
         missing = [module for module in modules if find_spec(module) is None]
@@ -142,7 +147,7 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
     return why
 
 
-def prepared(work: Path, shape: str) -> tuple[Path, Path]:
+def made_bundle(work: Path, shape: str) -> tuple[Path, Path]:
     """Returns the folders of the bundle and of torch's weights, made where they are missing."""
     bundle, weights = work / shape / "bundle", work / shape / "weights"
     if not _stands(bundle):
@@ -237,6 +242,18 @@ def cold_codes(bundle: Path, weights: Path, precisions: Sequence[str], threads: 
         **{name: first_prediction(bundle, name, "cpu", threads) for name in precisions},
         "torch fp32": first_forward(weights, "float32", "cpu", threads),
     }
+
+
+@contextmanager
+def prepared_graphs(bundle: Path, precisions: Sequence[str]) -> Iterator[None]:
+    """Keeps the graphs prepared for this machine beside the bundle, as long as the block lasts."""
+    with Bundle.open(bundle) as opened_bundle:
+        folders = [prepare(opened_bundle, name).folder for name in precisions]
+    try:
+        yield
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
 
 
 def report(

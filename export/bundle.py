@@ -14,7 +14,7 @@ from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe, graph_precisions
 from emocaliber.runtime.calibration import Calibrator, write_calibrators
 from emocaliber.runtime.errors import ConfigError
-from emocaliber.runtime.files import atomic_write
+from emocaliber.runtime.files import atomic_write, staged
 from emocaliber.runtime.manifest import (
     BUNDLE_SCHEMA,
     CALIBRATION_NAME,
@@ -24,7 +24,7 @@ from emocaliber.runtime.parity import DECODE_STEPS
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample
-from emocaliber.runtime.sealing import check_free, seal, staged, write_parity
+from emocaliber.runtime.sealing import check_free, seal, write_parity
 from emocaliber.runtime.taxonomy import TAXONOMIES
 
 from .external_data import remove_graph

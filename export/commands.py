@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from emocaliber.runtime.bundle import Bundle, named_bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT, BundleRecipe
 from emocaliber.runtime.errors import ConfigError, InputError
+from emocaliber.runtime.files import staged
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping, to_mapping
 from emocaliber.runtime.samples import Sample, read_samples
-from emocaliber.runtime.sealing import check_free, staged
+from emocaliber.runtime.sealing import check_free
 
 from . import engine_command, tune_command, verify_command
 

@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ArtifactError, ExportError
-from emocaliber.runtime.files import atomic_write
+from emocaliber.runtime.files import atomic_write, staged
 from emocaliber.runtime.manifest import Manifest
 from emocaliber.runtime.patches import PatchPreprocessing
-from emocaliber.runtime.sealing import staged
 from emocaliber.runtime.tensorrt.bindings import Target, collecting_logger
 from emocaliber.runtime.tensorrt.cache import (
     DECODE,

@@ -27,11 +27,10 @@ from onnx import TensorProto, helper, parser
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ExportError
-from emocaliber.runtime.files import atomic_write
+from emocaliber.runtime.files import atomic_write, staged
 from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.manifest import MODEL_CARD_NAME, TOKENIZER_NAME, GraphFiles, ImageBlock, Manifest
 from emocaliber.runtime.preprocessing import Preprocessing
-from emocaliber.runtime.sealing import staged
 from emocaliber.runtime.tokenization import PromptTokenizer
 
 from .graphs import DECODER, EMBED, VISION

@@ -147,4 +147,4 @@ def tree_functions() -> list[ir.Function]:
     protos: list[onnx.FunctionProto] = [parser.parse_function(text) for text in (_TREE, _ATTENTION)]
     for proto in protos:
         onnx.checker.check_function(proto)
-    return [ir.from_proto(proto) for proto in protos]
+    return [ir.serde.deserialize_function(proto) for proto in protos]

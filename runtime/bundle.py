@@ -183,6 +183,11 @@ class Bundle:
                 return calibrator
         return None
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether it is a ``.tar``, unpacked to a folder that goes when it is closed."""
+        return self._cleanup is not None
+
     def close(self) -> None:
         """Removes the files a ``.tar`` was unpacked to; a folder stays as it is."""
         if self._cleanup is not None:

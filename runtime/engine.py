@@ -165,6 +165,7 @@ class OnnxEngine(GraphEngine):
         preprocessing: Preprocessing | PatchPreprocessing | None = None,
         engine: EngineName = "auto",
         threads: int | None = None,
+        prepared: Sequence[Path] = (),
     ) -> None:
         """Loads the graphs.
 
@@ -177,6 +178,7 @@ class OnnxEngine(GraphEngine):
             engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
                 the CPU.
             threads: Threads an operator may use; None lets ONNX Runtime choose.
+            prepared: Vision encoder and decoder as `prepare_graph` left them, which the CPU reads in their place.
 
         Raises:
             InputError: If the engine is unknown or `threads` is not positive.
@@ -188,10 +190,13 @@ class OnnxEngine(GraphEngine):
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
         chosen, loaded = ("cpu", None) if engine == "cpu" else _choose(engine, decoder, threads)
+        ready = bool(prepared) and chosen == "cpu"
+        if ready:
+            vision_encoder, decoder = prepared
         # Preparing weights takes one core a graph; what an accelerator's libraries make of that was not tried.
         with ThreadPoolExecutor(max_workers=3 if chosen == "cpu" else 1) as pool:
-            slowest = pool.submit(lambda: loaded or _session(decoder, chosen, threads))
-            vision = pool.submit(_session, vision_encoder, chosen, threads)
+            slowest = pool.submit(lambda: loaded or _session(decoder, chosen, threads, ready=ready))
+            vision = pool.submit(_session, vision_encoder, chosen, threads, ready=ready)
             embed = pool.submit(embedding_session, embed_tokens)
         super().__init__(
             name=f"onnxruntime-{chosen}",
@@ -265,12 +270,40 @@ def embedding_session(path: Path) -> Graph:
     return session
 
 
-def _session(path: Path, engine: str, threads: int | None) -> Any:
+def prepare_graph(path: Path, target: Path) -> None:
+    """Writes a graph as it is once the CPU has it loaded, large weights to ``NAME.onnx_data`` beside it.
+
+    Raises:
+        BackendError: If it cannot be loaded, or not be written.
+    """
     options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}_data")
+    _session(path, "cpu", None, options=options)
+    if not target.is_file():
+        raise BackendError(f"ONNX Runtime did not write {target}; is the disk full?")
+
+
+def _session(path: Path, engine: str, threads: int | None, *, ready: bool = False, options: Any = None) -> Any:
+    """Returns a loaded graph.
+
+    Args:
+        path: Its file.
+        engine: What is to run it.
+        threads: Threads an operator may use; None lets ONNX Runtime choose.
+        ready: Whether `prepare_graph` wrote it, so that there is nothing to rewrite.
+        options: Options of ONNX Runtime to add to.
+
+    Raises:
+        BackendError: If it cannot be loaded.
+    """
+    options = options or onnxruntime.SessionOptions()
+    if ready:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    if SIGNED_WEIGHTS.items() <= read_metadata(path).items() and not _EXACT_WITH & _processor_flags():
+    if SIGNED_WEIGHTS.items() <= read_metadata(path).items() and not _EXACT_WITH & processor_flags():
         options.add_session_config_entry(*_UNSIGNED_WEIGHTS)
     providers: list[Any] = [_PROVIDERS["cpu"]]
     if engine != "cpu":
@@ -285,7 +318,7 @@ def _session(path: Path, engine: str, threads: int | None) -> Any:
 
 
 @cache
-def _processor_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
     """Returns the instruction sets of an x86 processor; none where only Linux would say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bundle import Bundle
 from .engine import Engine, EngineName, OnnxEngine, embedding_session
+from .prepared import DECODER_NAME, VISION_NAME, find_prepared
 from .tensorrt.cache import find_engines, has_engines
 
 
@@ -11,7 +12,8 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
     """Returns the named engine for one precision of a bundle.
 
     ``tensorrt`` is the native engine where ``emocaliber export tensorrt`` has put engines beside the bundle, and ONNX
-    Runtime's TensorRT provider where there are none.
+    Runtime's TensorRT provider where there are none. On the CPU, graphs that ``emocaliber bundle prepare`` has put
+    there are read in place of the bundle's.
 
     Args:
         bundle: The bundle.
@@ -23,9 +25,10 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
         InputError: If the engine is unknown or `threads` is not positive.
         BackendError: If the named engine does not come up, or no engines were built for this device.
         DependencyError: If there are engines, but TensorRT or cuda-python is not installed.
-        ArtifactError: If a graph or a built engine is damaged.
+        ArtifactError: If a graph, or what was built from it, is damaged.
     """
     graphs = bundle.manifest.precisions[precision]
+    prepared = find_prepared(bundle, precision) if engine in ("auto", "cpu") else None
     if engine == "tensorrt" and has_engines(bundle):
         return _native(bundle, precision)
     return OnnxEngine(
@@ -36,6 +39,7 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
         preprocessing=bundle.manifest.preprocessing,
         engine=engine,
         threads=threads,
+        prepared=() if prepared is None else (prepared / VISION_NAME, prepared / DECODER_NAME),
     )
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
 from .calibration import Calibrator, write_calibrators
 from .errors import ExportError
-from .files import atomic_write, sha256_of
+from .files import atomic_write, sha256_of, staged
 from .manifest import CALIBRATION_NAME, MANIFEST_NAME, MODEL_CARD_NAME, PARITY_NAME, FileRecord
 from .model_card import model_card
 from .parity import ParityReport, read_parity
@@ -133,33 +131,6 @@ def check_free(target: Path, *, overwrite: bool = False, mark: str = MANIFEST_NA
         raise ExportError(f"{target} exists and is not what this command writes (no {mark}); give another place")
     if not overwrite:
         raise ExportError(f"{target} exists; give another place, or ask to overwrite it")
-
-
-@contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``target`` that takes its place when the block ends well, and goes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        _take_place(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _take_place(folder: Path, target: Path) -> None:
-    """Renames ``folder`` to ``target``; a failure or an interruption in between puts the old one back."""
-    old = folder.with_suffix(".old")
-    try:
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(target)
 
 
 def _link_or_copy(source: str, destination: str) -> None:

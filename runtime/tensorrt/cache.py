@@ -1,22 +1,19 @@
 """Where built engines stand: beside the bundle, one folder for each target, with a record that is checked.
 
-``NAME.tensorrt/KEY/`` beside the bundle ``NAME`` holds ``engines.json`` and two engine files. The key is a hash of the
-target (device, library, version), the precision and the graphs; the sealed bundle itself is not touched.
+``NAME.tensorrt/KEY/`` (see `built`) holds ``engines.json`` and two engine files. The key is a hash of the target
+(device, library, version), the precision and the graphs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from emocaliber.runtime import built
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ArtifactError, BackendError, ConfigError
-from emocaliber.runtime.files import sha256_of
 from emocaliber.runtime.manifest import FileRecord
-from emocaliber.runtime.records import from_mapping, to_mapping
-from emocaliber.runtime.strict_json import parse_json
+from emocaliber.runtime.records import to_mapping
 
 from .bindings import Target
 
@@ -61,15 +58,12 @@ class EngineKey:
     @classmethod
     def of(cls, bundle: Bundle, precision: str, target: Target) -> EngineKey:
         """Returns the key of a bundle's engines."""
-        graphs = bundle.manifest.precisions[precision].names()
-        files = bundle.manifest.files
-        parts = {name: files[name].sha256 for name in files if name in graphs or name.endswith(".onnx_data")}
-        return cls(target=target, precision=precision, graphs_sha256=_sha256(parts))
+        return cls(target=target, precision=precision, graphs_sha256=built.graphs_sha256(bundle, precision))
 
     @property
     def digest(self) -> str:
         """Name of the folder: 16 hexadecimal digits."""
-        return _sha256(to_mapping(self))[:16]
+        return built.sha256_of_json(to_mapping(self))[:16]
 
     def reason_against(self, other: EngineKey) -> str:
         """Returns in which way engines of the other key do not fit this one."""
@@ -106,20 +100,14 @@ class EngineRecord:
 
 def cache_folder(bundle: Bundle) -> Path:
     """Returns the folder beside a bundle in which the engines of every target stand."""
-    folder = bundle.folder.resolve()
-    return folder.with_name(f"{folder.name}.tensorrt")
+    return built.built_folder(bundle, "tensorrt")
 
 
 def write_record(folder: Path, key: EngineKey, limits: EngineLimits) -> None:
     """Writes ``engines.json`` for the two engine files that stand in ``folder``."""
-    paths = [folder / name for name in (VISION_NAME, DECODER_NAME)]
-    record = EngineRecord(
-        schema_version=CACHE_SCHEMA,
-        key=key,
-        limits=limits,
-        files={path.name: FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size) for path in paths},
-    )
-    (folder / RECORD_NAME).write_text(json.dumps(to_mapping(record), indent=1) + "\n", encoding="utf-8")
+    files = built.file_records(folder / name for name in (VISION_NAME, DECODER_NAME))
+    record = EngineRecord(schema_version=CACHE_SCHEMA, key=key, limits=limits, files=files)
+    built.write_record(folder / RECORD_NAME, record)
 
 
 def read_record(folder: Path) -> EngineRecord:
@@ -128,20 +116,7 @@ def read_record(folder: Path) -> EngineRecord:
     Raises:
         ArtifactError: If the record cannot be read or has been moved, or a file is missing or does not match its hash.
     """
-    path = folder / RECORD_NAME
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"), str(path))
-        record = from_mapping(EngineRecord, content, str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
-    except ConfigError as error:
-        raise ArtifactError(str(error)) from error
-    if record.key.digest != folder.name:
-        raise ArtifactError(f"{path} describes engines of the key {record.key.digest}; it was changed or moved")
-    for name, file in record.files.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != file.sha256:
-            raise ArtifactError(f"{folder / name} is missing or does not match its SHA-256; it was changed or damaged")
-    return record
+    return built.read_record(EngineRecord, folder / RECORD_NAME)
 
 
 def has_engines(bundle: Bundle) -> bool:
@@ -174,7 +149,3 @@ def find_engines(bundle: Bundle, precision: str, target: Target) -> Path:
         f"no TensorRT engines of {bundle.manifest.name} ({precision}) fit this machine"
         f"{': ' if found else ''}{'; '.join(found)}; {build}"
     )
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

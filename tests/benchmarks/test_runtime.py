@@ -52,7 +52,7 @@ def test_the_whole_benchmark_at_tiny_size(benchmarks: ModuleType, tmp_path: Path
     ):
         assert needed in text
 
-    bundle, weights = runtime.prepared(tmp_path, "tiny")
+    bundle, weights = runtime.made_bundle(tmp_path, "tiny")
     work, missing = runtime.made_work(bundle), runtime.not_run([])
     expected = runtime.stages_of("torch fp32", bundle, weights, work, 1)
     for name in {"fp32", "OpenVINO"} - set(missing):
