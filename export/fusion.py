@@ -6,11 +6,11 @@ The exported graphs are plain ONNX, for any runtime. What only ONNX Runtime read
   appends the cache and, unlike ``GroupQueryAttention``, has no trouble with batches, with an empty cache or with
   positions of its own; where a label tree is read, `tree_attention` goes around it;
 - rotary positions become ``RotaryEmbedding`` of opset 23, over the cosines and sines that the graph computes once;
-- normalisations take the addition before them along (``SkipSimplifiedLayerNormalization``, ``SkipLayerNormalization``),
-  and an activation the bias before it (``FastGelu``).
+- an RMS normalisation becomes one operator, and an activation takes the bias before it along (``FastGelu``).
 
-The vision tower's attention stays as it is: over a thousand patches, on a processor with AVX2, ONNX Runtime 1.32 ran
-two plain products and a softmax faster than either of its attention operators (other processors were not tried).
+What ran slower on a processor with AVX2 in ONNX Runtime 1.32 is left alone (other processors were not tried): the
+vision tower's attention, over a thousand patches, as one operator of either kind; and normalisations that take the
+addition before them along, four times as slow over as many rows (`engine` keeps ONNX Runtime from fusing these too).
 Everything else is fused or refused by name; what was fused is counted.
 """
 
@@ -24,10 +24,6 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normalization
-from onnxscript.rewriter.ort_fusions.skip_normalization import (
-    fuse_skip_layer_normalization,
-    fuse_skip_rms_normalization,
-)
 
 from emocaliber.runtime.errors import ExportError
 
@@ -47,9 +43,7 @@ class Fusions:
     rotary: int
     """Query or key projections turned by one operator."""
     normalizations: int
-    """RMS normalisations that are one operator now, with the addition before them or without."""
-    skips: int
-    """Of all normalisations, those that took the addition before them along."""
+    """RMS normalisations that are one operator now."""
     activations: int
     """Activations that took the bias before them along."""
 
@@ -77,24 +71,22 @@ def fuse_decoder(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fusions]:
     left = sum(node.op_type == "Reciprocal" for node in fused.graph)
     if left:
         raise ExportError(f"{left} RMS normalisations have a form that is not known; they would stay unfused")
-    skips = fuse_skip_rms_normalization(fused)
     RemoveUnusedNodesPass()(fused)
-    counts = Fusions(attentions=len(layers), rotary=rotary, normalizations=normalizations, skips=skips, activations=0)
+    counts = Fusions(attentions=len(layers), rotary=rotary, normalizations=normalizations, activations=0)
     return ir.to_proto(fused), counts
 
 
 def fuse_vision(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fusions]:
-    """Returns a vision graph with its normalisations and activations fused for ONNX Runtime, and what was fused.
+    """Returns a vision graph with its activations fused for ONNX Runtime, and what was fused.
 
     Args:
-        model: A vision encoder of `export_graphs`, its weights in it. What it has none of (a convolutional tower has no
-            layer normalisation, Qwen's no tanh) is counted as 0.
+        model: A vision encoder of `export_graphs`, its weights in it. Where it has no tanh (a convolutional tower,
+            Qwen's), that is nothing.
     """
     fused = _opened(model)
-    skips = fuse_skip_layer_normalization(fused)
     activations = _fuse_activations(fused.graph)
     RemoveUnusedNodesPass()(fused)
-    return ir.to_proto(fused), Fusions(attentions=0, rotary=0, normalizations=0, skips=skips, activations=activations)
+    return ir.to_proto(fused), Fusions(attentions=0, rotary=0, normalizations=0, activations=activations)
 
 
 def _opened(model: onnx.ModelProto) -> ir.Model:

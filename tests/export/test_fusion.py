@@ -38,15 +38,14 @@ def decoders(written: Path) -> tuple[Any, Any]:
 
 def test_what_is_fused_is_counted(written: Path) -> None:
     fused, counts = fuse_decoder(onnx.load(written / "decoder_model_merged.onnx"))
-    # A layer: one attention, its query and its key turned, two normalisations; and one more before the vocabulary. The
-    # first normalisation follows no addition, the last a choice of rows.
-    assert counts == Fusions(attentions=2, rotary=4, normalizations=5, skips=3, activations=0)
+    # A layer: one attention, its query and its key turned, two normalisations; and one more before the vocabulary.
+    assert counts == Fusions(attentions=2, rotary=4, normalizations=5, activations=0)
     kinds = Counter(node.op_type for node in fused.graph.node)
-    assert (kinds["TreeAttention"], kinds["RotaryEmbedding"], kinds["SkipSimplifiedLayerNormalization"]) == (2, 4, 3)
+    assert (kinds["TreeAttention"], kinds["RotaryEmbedding"], kinds["SimplifiedLayerNormalization"]) == (2, 4, 5)
     assert not kinds.keys() & {"Softmax", "Expand", "Neg", "Pow"}
     assert {entry.domain: entry.version for entry in fused.opset_import}[""] == FUSED_OPSET
     vision, counts = fuse_vision(onnx.load(written / "vision_encoder.onnx"))
-    assert counts == Fusions(attentions=0, rotary=0, normalizations=0, skips=4, activations=2)
+    assert counts == Fusions(attentions=0, rotary=0, normalizations=0, activations=2)
     assert Counter(node.op_type for node in vision.graph.node)["FastGelu"] == 2
 
 

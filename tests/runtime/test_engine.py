@@ -68,7 +68,7 @@ def test_a_named_engine_that_silently_falls_back_is_an_error(
 ) -> None:
     offers(provider, CPU)
     real = engine_module._session
-    monkeypatch.setattr(engine_module, "_session", lambda path, engine, threads: real(path, "cpu", threads))
+    monkeypatch.setattr(engine_module, "_session", lambda path, engine, threads, **_: real(path, "cpu", threads))
     with pytest.raises(BackendError, match=f"engine '{name}' did not come up"):
         load(tiny_bundle, engine=name)
     assert load(tiny_bundle, engine="auto").name == "onnxruntime-cpu"
@@ -87,7 +87,7 @@ def test_the_graph_that_proves_an_engine_is_not_loaded_again(
         def get_providers(self) -> list[str]:
             return ["CUDAExecutionProvider", CPU]
 
-    def session(path: Path, engine: str, threads: int | None) -> Any:
+    def session(path: Path, engine: str, threads: int | None, *, ready: bool = False) -> Any:
         loads.append((path.name, engine, threads))
         return OnCuda(real(path, "cpu", threads))
 
@@ -149,7 +149,7 @@ def test_weights_become_unsigned_where_products_would_overflow(
     path = tmp_path / "graph.onnx"
     path.write_bytes(bytes([58, 0, 114, len(entry)]) + entry)
     asked: list[Any] = []
-    monkeypatch.setattr(engine_module, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(engine_module, "processor_flags", lambda: flags)
     monkeypatch.setattr(
         engine_module.onnxruntime, "InferenceSession", lambda path, **options: asked.append(options["sess_options"])
     )
