@@ -307,6 +307,8 @@ def _session(path: Path, engine: str, threads: int | None, *, ready: bool = Fals
     options.inter_op_num_threads = 1
     if engine == "cpu":
         options.add_session_config_entry(*_NOT_FUSED)
+        # A plan of the memory for each combination of sizes: decoding has another one at every token.
+        options.enable_mem_pattern = False
     if SIGNED_WEIGHTS.items() <= read_metadata(path).items() and not _EXACT_WITH & processor_flags():
         options.add_session_config_entry(*_UNSIGNED_WEIGHTS)
     providers: list[Any] = [_PROVIDERS["cpu"]]
