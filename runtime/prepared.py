@@ -97,11 +97,13 @@ def prepare(bundle: Bundle, precision: str, *, rebuild: bool = False) -> Prepare
         rebuild: Whether those that stand there are made anew all the same.
 
     Raises:
-        ConfigError: If the bundle was unpacked from a ``.tar``, beside which nothing can stand.
+        ConfigError: If the bundle is a ``.tar`` or in the hub's cache, beside which nothing can stand.
         BackendError: If a graph cannot be prepared, or the folder cannot be written; then nothing is left of it.
     """
-    if bundle.is_unpacked:
-        raise ConfigError("the bundle is a .tar file; unpack it, so that prepared graphs can stand beside its folder")
+    if not _has_place(bundle):
+        raise ConfigError(
+            "the bundle is a .tar file or in the hub's cache; prepared graphs stand beside a folder: make one"
+        )
     key = PreparedKey.of(bundle, precision)
     folder = _folder(bundle, key)
     if not rebuild and folder.is_dir():
@@ -130,7 +132,7 @@ def find_prepared(bundle: Bundle, precision: str) -> Path | None:
     Raises:
         ArtifactError: If they are damaged.
     """
-    if bundle.is_unpacked or not built.built_folder(bundle, "onnxruntime").is_dir():
+    if not _has_place(bundle) or not built.built_folder(bundle, "onnxruntime").is_dir():
         return None
     folder = _folder(bundle, PreparedKey.of(bundle, precision))
     if not folder.is_dir():
@@ -141,6 +143,10 @@ def find_prepared(bundle: Bundle, precision: str) -> Path | None:
         again = f"emocaliber bundle prepare {bundle.folder} --precision {precision}"
         raise ArtifactError(f"{error}; make it anew with: {again}; or remove {folder}") from error
     return folder
+
+
+def _has_place(bundle: Bundle) -> bool:
+    return bundle.source is None and not bundle.is_unpacked
 
 
 def _folder(bundle: Bundle, key: PreparedKey) -> Path:

@@ -101,7 +101,7 @@ def test_a_tar_has_no_place_for_them(folder: Path, tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "nano"), "tar", folder)
     with Bundle.open(archive) as bundle:
         assert find_prepared(bundle, "int8") is None
-        with pytest.raises(ConfigError, match="unpack it"):
+        with pytest.raises(ConfigError, match="stand beside a folder"):
             prepare(bundle, "int8")
 
 
