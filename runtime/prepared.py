@@ -23,7 +23,7 @@ from .onnx_runtime import onnxruntime
 from .records import to_mapping
 
 PREPARED_SCHEMA = 1
-"""Schema version of ``prepared.json``."""
+"""Schema version of ``prepared.json``; to be raised as well when `prepare_graph` lets other rewriting happen."""
 RECORD_NAME = "prepared.json"
 VISION_NAME = "vision_encoder.onnx"
 DECODER_NAME = "decoder.onnx"
@@ -56,7 +56,7 @@ class PreparedKey:
     @property
     def digest(self) -> str:
         """Name of the folder: 16 hexadecimal digits."""
-        return built.sha256_of_json(to_mapping(self))[:16]
+        return built.sha256_of_json([PREPARED_SCHEMA, to_mapping(self)])[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
