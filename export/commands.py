@@ -76,6 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SAMPLES.jsonl",
         help="images on which the scales of qdq are found: a few of the calibration split",
     )
+    bundle.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the square images it is to see, smaller than those it was trained on: sooner, and less sure "
+        "(Idefics3, SmolVLM; default: its own)",
+    )
     _add_drift(bundle, f"from the recipe, else {MAX_KL_DRIFT}")
     bundle.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
     bundle.set_defaults(action_run=_run_bundle)
@@ -152,7 +159,7 @@ def _run_bundle(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
     check_free(arguments.out, overwrite=arguments.overwrite)
     samples = _calibration_samples(arguments.calibration_samples) if arguments.calibration_samples else ()
-    model, processor = load_source(arguments.model)
+    model, processor = load_source(arguments.model, arguments.image_size)
     write_bundle(
         arguments.out,
         model,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from emocaliber.evaluate.convolutional import ConvolutionalTower
+from emocaliber.runtime.errors import ConfigError
 
 
 class VisionEncoder(nn.Module):
@@ -59,6 +60,30 @@ def vision_encoder(model: Any) -> nn.Module:
     """Returns the vision graph's module for the tower that a model has."""
     convolutional = isinstance(model.model.vision_model, ConvolutionalTower)
     return ConvolutionalVisionEncoder(model) if convolutional else VisionEncoder(model)
+
+
+def see_smaller(model: Any, processor: Any, image_size: int) -> None:
+    """Lets a model and its processor take smaller square images, both in place.
+
+    A patch has the pixels it had, and there are fewer of them. The position table is read at the places that the model
+    gives to so many patches: for a side of half the size every second one.
+
+    Args:
+        model: An Idefics3 model.
+        processor: Its processor.
+        image_size: Side in pixels.
+
+    Raises:
+        ConfigError: If such an image does not fall into whole visual tokens, or is larger than those it was made for.
+    """
+    vision, scale = model.config.vision_config, model.config.scale_factor
+    token, most = vision.patch_size * scale, vision.image_size
+    if image_size < token or image_size % token or image_size > most:
+        raise ConfigError(f"image size is {image_size}, expected a multiple of {token} up to the {most} of the model")
+    vision.image_size = image_size
+    model.model.image_seq_len = processor.image_seq_len = (image_size // token) ** 2
+    images = processor.image_processor
+    images.max_image_size = type(images.max_image_size)(longest_edge=image_size)
 
 
 def _tile_positions(vision: Any) -> torch.Tensor:

@@ -11,19 +11,25 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from emocaliber.evaluate.convolutional import register
 from emocaliber.evaluate.transformers_loading import load_processor
-from emocaliber.runtime.errors import ArtifactError, DependencyError, ExportError
+from emocaliber.runtime.errors import ArtifactError, ConfigError, DependencyError, ExportError
 
 from .families import QWEN_MODEL_TYPES, SUPPORTED_MODEL_TYPES
+from .idefics3 import see_smaller
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def load_source(folder: Path) -> tuple[Any, Any]:
+def load_source(folder: Path, image_size: int | None = None) -> tuple[Any, Any]:
     """Returns the model, in float32 on the CPU, and the processor stored in a folder; nothing is downloaded.
 
     Low-rank adapters are merged into the model they were trained on, which must stand in the folder they name.
 
+    Args:
+        folder: Where they stand.
+        image_size: Side in pixels of the smaller images that the model is to take, see `see_smaller`; None is its own.
+
     Raises:
+        ConfigError: If the model cannot take images of this size.
         ExportError: If the folder holds no such model, or one of an architecture that is not supported.
         DependencyError: If it holds adapters and peft is not installed.
     """
@@ -45,6 +51,12 @@ def load_source(folder: Path) -> tuple[Any, Any]:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, ArtifactError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
+    if image_size is not None:
+        if kind in QWEN_MODEL_TYPES:
+            raise ConfigError(
+                f"a {kind!r} model takes images of any size; its processor's max_pixels makes them smaller"
+            )
+        see_smaller(model, processor, image_size)
     return model.eval(), processor
 
 

@@ -13,6 +13,7 @@ from emocaliber.runtime.commands.proof import proof_lines
 from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.parity import DECODE_STEPS, parity_of
+from emocaliber.runtime.preprocessing import Preprocessing
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import read_samples
 from emocaliber.runtime.sealing import replace_parity
@@ -63,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         samples = read_samples(arguments.data, arguments.split)
         sets = labelled_sets(samples, arguments.limit)
         source = f"{arguments.data.name}, {arguments.split} split" if arguments.split else arguments.data.name
-    model, processor = load_source(arguments.model)
+    images = manifest.preprocessing
+    image_size = images.tile_size if isinstance(images, Preprocessing) else None
+    model, processor = load_source(arguments.model, image_size)
     report = verify_graphs(
         model,
         arguments.bundle,

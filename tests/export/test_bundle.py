@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emocaliber.export import bundle as bundle_module
 from emocaliber.export.bundle import BundleSpec, write_bundle
-from emocaliber.runtime import sealing
+from emocaliber.runtime import EmotionModel, sealing
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.calibration import Calibrator
+from emocaliber.runtime.cli import main
 from emocaliber.runtime.conformal import Conformal
 from emocaliber.runtime.errors import ArtifactError, ConfigError, ExportError
+from emocaliber.runtime.preprocessing import Preprocessing
 from emocaliber.runtime.sealing import replace_calibration
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
@@ -206,3 +209,17 @@ def test_spec_is_checked(change: dict[str, Any], message: str) -> None:
     fields = {"name": "n", "version": "1", "license": "MIT", "taxonomies": ("sentiment-2",)}
     with pytest.raises(ConfigError, match=message):
         BundleSpec(**{**fields, **change})
+
+
+def test_smaller_images(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The graphs are proven against the model that sees images of that size, then and later; see `see_smaller`."""
+    out = tmp_path / "out"
+    words = ["--license", "MIT", "--precision", "fp32", "--image-size", "16"]
+    assert main(["export", "bundle", str(model_folder), "--out", str(out), *words]) == 0
+    with Bundle.open(out) as bundle:
+        assert isinstance(bundle.manifest.preprocessing, Preprocessing)
+        assert bundle.manifest.preprocessing.tile_size == 16
+        assert bundle.manifest.image_block.count == 1
+    assert main(["export", "verify", str(out), "--model", str(model_folder), "--steps", "2"]) == 0
+    assert "fp32" in capsys.readouterr().out
+    assert EmotionModel.load(out).predict(np.zeros((50, 40, 3), np.uint8)).distribution

@@ -155,6 +155,8 @@ def test_folder_without_a_usable_model(
         (["--license", "MIT", "--recipe", "RECIPE"], "unknown key style"),
         (["--license", "MIT", "--max-kl-drift", "0"], "max_kl_drift is 0.0, expected a positive number"),
         (["--license", "MIT", "--provenance", "FACTS"], "must hold a table, found list"),
+        (["--license", "MIT", "--image-size", "24"], "image size is 24, expected a multiple of 16 up to the 32"),
+        (["--license", "MIT", "--image-size", "48"], "image size is 48, expected a multiple of 16 up to the 32"),
     ],
 )
 def test_bad_options(
