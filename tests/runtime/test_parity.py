@@ -216,14 +216,16 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(bundle: Path, size: int) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
-@pytest.mark.parametrize("step", ["write_parity", "model_card", "_take_place"])
-def test_a_kill_leaves_the_bundle_as_it_was(bundle: Path, step: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "step"), [("sealing", "write_parity"), ("sealing", "model_card"), ("files", "_take_place")]
+)
+def test_a_kill_leaves_the_bundle_as_it_was(bundle: Path, module: str, step: str, tmp_path: Path) -> None:
     before = content_of(bundle)
     report = tmp_path / "report.json"
     report.write_text(json.dumps(to_mapping(REPORT)), encoding="utf-8")
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom emocaliber.runtime import parity, sealing\n"
-        f"setattr(sealing, {step!r}, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom emocaliber.runtime import files, parity, sealing\n"
+        f"setattr({module}, {step!r}, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
         "sealing.replace_parity(Path(sys.argv[1]), parity.read_parity(Path(sys.argv[2])))\n"
     )
     root = Path(sealing.__file__).resolve().parents[1]
