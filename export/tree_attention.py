@@ -32,7 +32,6 @@ LabelTree <groups> (mask, logit_rows, past_key) => (
 {{
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
-    rows_axis = Constant <value_ints = [2]> ()
     columns_axis = Constant <value_ints = [3]> ()
     batch = Shape <start = 0, end = 1> (mask)
     rows = Shape <start = 2, end = 3> (mask)
