@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from .bundle import Bundle
 from .errors import ArtifactError, ConfigError
@@ -33,8 +33,8 @@ class Record(Protocol):
     """What is kept with them."""
 
     @property
-    def key(self) -> Any:
-        """A `Key`."""
+    def key(self) -> Key:
+        """What they were built from and for."""
 
     @property
     def files(self) -> dict[str, FileRecord]:
@@ -54,7 +54,7 @@ def graphs_sha256(bundle: Bundle, precision: str) -> str:
     """Returns the hash of the names and hashes of a precision's graphs, and of all weights beside graphs."""
     graphs = bundle.manifest.precisions[precision].names()
     files = bundle.manifest.files
-    return sha256_of_json({name: files[name].sha256 for name in files if name in graphs or name.endswith("_data")})
+    return sha256_of_json({name: files[name].sha256 for name in files if name in graphs or name.endswith(".onnx_data")})
 
 
 def sha256_of_json(value: object) -> str:
