@@ -5,7 +5,8 @@
 makes a bundle of the shape of SmolVLM-256M in ``--work`` (minutes, once; it is taken again where it stands), then runs
 every competitor alternately in one process and writes the medians. Run it on a machine that does nothing else. Random
 weights say nothing of accuracy; ``emocaliber export tune`` measures what a precision does to a trained model.
-What is not installed is not run: ``pip install openvino nncf onnxruntime-genai`` for all of them.
+What is not installed is not run: ``pip install openvino nncf onnxruntime-genai gguf llama-cpp-python`` for all of
+them (the last is compiled on the spot, some ten minutes).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from cold import ColdStart, cold_starts, first_forward, first_prediction
 from competitors import Stage, Work, ours, torch_model
-from rivals import RIVALS, genai, openvino
+from rivals import RIVALS, genai, llama_cpp, openvino
 from roofline import Roofline, floors_ms, measured_roofline
 from tqdm import tqdm
 from transformers import Idefics3ForConditionalGeneration
@@ -71,6 +72,8 @@ ANSWER_TOKENS = 150
 STAGE_S = 180.0
 LEAST_ROUNDS = 3
 """A stage ends after this time, but not before so many timed rounds."""
+REST_S = 0.1
+"""Before each turn: threads of the one before it that still wait for work, busily, would take a core from it."""
 STAGES = {
     "vision": "vision", "prefill": "prefill, whole prompt", "decode": f"decode, per token at {PAST}",
     "labels_8": "scores of 8 labels, text side", "labels_25": "of 25 labels", "labels_100": "of 100 labels",
@@ -116,6 +119,8 @@ def stages_of(name: str, bundle: Path, weights: Path, work: Work, threads: int) 
         return openvino(bundle, work, threads, int8=variant == "int8")
     if kind == "genai":
         return genai(bundle, weights, variant, work, threads)
+    if kind == "llama.cpp":
+        return llama_cpp(bundle, weights, variant, work, threads)
     return ours(bundle, name, work, threads)
 
 
@@ -143,7 +148,6 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
             why[name] = f"not installed: {', '.join(missing)}"
-    why["llama.cpp"] = "its Python package is compiled where it is installed, and reads none of these files"
     return why
 
 
@@ -225,6 +229,7 @@ def measured(competitors: dict[str, dict[str, Any]], repeats: int) -> dict[str, 
             for name, stages in competitors.items():
                 if stage not in stages:
                     continue
+                time.sleep(REST_S)
                 start = time.perf_counter()
                 own_ms = stages[stage]()
                 spent = 1e3 * (time.perf_counter() - start)
@@ -275,7 +280,7 @@ def report(
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
         f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
         "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
-        f"Medians of {rounds} rounds, all competitors in turn in one process; load at the end "
+        f"Medians of {rounds} rounds, all competitors in turn in one process, each after a rest of {REST_S} s; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}{chosen}`.",
         "",
@@ -334,7 +339,7 @@ def table(corner: str, names: Iterable[str], rows: dict[str, list[str]]) -> list
 def versions() -> str:
     """Returns the versions of what is compared, as far as it is installed."""
     found = {"onnxruntime": onnxruntime.__version__}  # the imported one: it comes under several names
-    for package in ("torch", "transformers", "openvino", "nncf", "onnxruntime-genai"):
+    for package in ("torch", "transformers", "openvino", "nncf", "onnxruntime-genai", "llama_cpp_python"):
         found |= {dist.name: dist.version for dist in [*distributions(name=package)][:1]}
     return ", ".join(f"{package} {version}" for package, version in found.items())
 

@@ -251,15 +251,15 @@ def _fuse_unmasked(graph: ir.Graph) -> int:
     """Makes each attention that sees everything one operator; returns how many."""
     count = 0
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
-        scaled = _given(softmax.inputs[0]).producer()
-        product = _user(softmax.outputs[0], "MatMul")
-        if scaled is None or scaled.op_type != "Mul" or product is None:
+        weighted = _given(softmax.inputs[0])
+        last = weighted.producer()
+        if last is not None and last.op_type == "Add":  # a mask
             continue
-        matched = _producer(_given(scaled.inputs[0]), "MatMul")
-        query, keys = (_given(value) for value in matched.inputs)
-        tail = _merged_heads(product.outputs[0])
-        if tail is None:
-            raise ExportError(f"{product.name}: heads are not merged next; the attention would stay unfused")
+        scaled, product = _producer(weighted, "Mul"), _user(softmax.outputs[0], "MatMul")
+        query, keys = (_given(value) for value in _producer(_given(scaled.inputs[0]), "MatMul").inputs)
+        tail = None if product is None else _merged_heads(product.outputs[0])
+        if product is None or tail is None:
+            raise ExportError(f"{softmax.name}: heads are not merged next; the attention would stay unfused")
         builder = _Builder(graph, product)
         (made,) = builder.add(
             "MultiHeadAttention",

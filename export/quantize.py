@@ -67,7 +67,8 @@ class GraphQuantization:
     quantized: int
     """Weight matrices, tables and kernels now stored in fewer bits."""
     activation_products: int
-    """Matrix products of two activations (the vision tower's attention), which hold no weights and stay float."""
+    """Matrix products of two activations, which hold no weights and stay float; an attention that is one operator is
+    none."""
     float_nodes: dict[str, int]
     """Nodes that hold weights of two axes or more and stay float, by operator (position embeddings)."""
     fusions: Fusions | None

@@ -45,8 +45,22 @@ def test_what_is_fused_is_counted(written: Path) -> None:
     assert not kinds.keys() & {"Softmax", "Expand", "Neg", "Pow"}
     assert {entry.domain: entry.version for entry in fused.opset_import}[""] == FUSED_OPSET
     vision, counts = fuse_vision(onnx.load(written / "vision_encoder.onnx"))
-    assert counts == Fusions(attentions=0, rotary=0, normalizations=0, activations=2)
-    assert Counter(node.op_type for node in vision.graph.node)["FastGelu"] == 2
+    assert counts == Fusions(attentions=2, rotary=0, normalizations=0, activations=2)
+    kinds = Counter(node.op_type for node in vision.graph.node)
+    assert (kinds["MultiHeadAttention"], kinds["FastGelu"], kinds["Softmax"]) == (2, 2, 0)
+
+
+def test_a_fused_vision_encoder_computes_the_same(written: Path) -> None:
+    """For each image, whatever others are in the batch."""
+    plain = onnx.load(written / "vision_encoder.onnx")
+    fused, _ = fuse_vision(plain)
+    [pixels] = plain.graph.input
+    size = pixels.type.tensor_type.shape.dim[-1].dim_value
+    feed = {pixels.name: np.random.default_rng(0).normal(size=(3, 3, size, size)).astype(np.float32)}
+    [expected], [found] = (session(model).run(None, feed) for model in (plain, fused))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    [alone] = session(fused).run(None, {name: images[1:2] for name, images in feed.items()})
+    np.testing.assert_array_equal(alone[0], found[1])
 
 
 @pytest.mark.parametrize(("batch", "new", "past"), [(1, 7, 0), (1, 1, 12), (3, 5, 4), (2, 1, 9)])
@@ -103,6 +117,8 @@ def test_unknown_forms_are_refused(written: Path) -> None:
         fuse_decoder(changed(path, "Sqrt", lambda node: setattr(node, "op_type", "Abs")))
     with pytest.raises(ExportError, match="expected Neg; the attention would stay unfused"):
         fuse_decoder(changed(path, "Neg", lambda node: setattr(node, "op_type", "Abs")))
+    with pytest.raises(ExportError, match="expected Mul; the attention would stay unfused"):
+        fuse_vision(changed(written / "vision_encoder.onnx", "Mul", lambda node: setattr(node, "op_type", "Div")))
 
 
 def engine(folder: Path, suffix: str) -> OnnxEngine:
