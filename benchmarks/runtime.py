@@ -72,6 +72,8 @@ ANSWER_TOKENS = 150
 STAGE_S = 180.0
 LEAST_ROUNDS = 3
 """A stage ends after this time, but not before so many timed rounds."""
+TOKENS_A_TURN = 8
+"""Decoded one after another in a turn, as an answer is; the time is that of one."""
 REST_S = 0.1
 """Before each turn: threads of the one before it that still wait for work, busily, would take a core from it."""
 STAGES = {
@@ -230,9 +232,11 @@ def measured(competitors: dict[str, dict[str, Any]], repeats: int) -> dict[str, 
                 if stage not in stages:
                     continue
                 time.sleep(REST_S)
+                calls = TOKENS_A_TURN if stage == "decode" else 1
                 start = time.perf_counter()
-                own_ms = stages[stage]()
-                spent = 1e3 * (time.perf_counter() - start)
+                for _ in range(calls):
+                    own_ms = stages[stage]()
+                spent = 1e3 * (time.perf_counter() - start) / calls
                 if turn:
                     times[name].setdefault(stage, []).append(own_ms if isinstance(own_ms, float) else spent)
     return times
@@ -280,7 +284,7 @@ def report(
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
         f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
         "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
-        f"Medians of {rounds} rounds, all competitors in turn in one process, each after a rest of {REST_S} s; load at the end "
+        f"Medians of {rounds} rounds, all competitors in turn in one process, each after a rest of {REST_S} s, {TOKENS_A_TURN} tokens decoded a turn; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}{chosen}`.",
         "",

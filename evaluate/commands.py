@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emocaliber.runtime.bundle import named_bundle
+from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.files import atomic_write
 from emocaliber.runtime.grammar import MODES
@@ -59,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="only samples of this split")
     parser.add_argument("--taxonomy", metavar="T", help="only samples of this taxonomy, or responses of this task")
     parser.add_argument("--mode", choices=MODES, help="with --bundle: answer at once, or reason first")
-    parser.add_argument("--engine", choices=("auto", "cpu", "cuda", "tensorrt"), help="with --bundle: what computes")
+    parser.add_argument("--engine", choices=ENGINES, help="with --bundle: what computes")
     parser.add_argument("--precision", metavar="P", help="with --bundle: precision variant, such as int8")
     parser.add_argument("--coverage", type=float, help="with --bundle: coverage of the prediction sets (0.9)")
     parser.add_argument(

@@ -29,7 +29,7 @@ from emocaliber.evaluate.bundle_fitting import CalibrationSet
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.bundle_recipe import MAX_KL_DRIFT
 from emocaliber.runtime.engine import EngineName
-from emocaliber.runtime.engines import load_engine
+from emocaliber.runtime.engines import load_engine, taken
 from emocaliber.runtime.errors import BackendError, ConfigError, DependencyError, ExportError
 from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.parity import CPU, DECODE_STEPS, LabelledParity, ParityReport, PrecisionParity
@@ -155,9 +155,10 @@ class _Runs:
         engines: Sequence[EngineName] | None,
     ) -> None:
         """Runs every precision on the CPU, then on the named engines, or on all others that come up."""
-        tried: Sequence[EngineName] = ("cuda", "tensorrt") if engines is None else engines
+        tried: Sequence[EngineName] = ("openvino", "cuda", "tensorrt") if engines is None else engines
         for name in dict.fromkeys(("cpu", *tried)):
-            for precision in tqdm(bundle.manifest.precisions, desc=f"comparing on {name}", leave=False, disable=None):
+            known = bundle.manifest.precisions
+            for precision in tqdm(taken(known, name) or known, desc=f"comparing on {name}", leave=False, disable=None):
                 try:
                     engine = load_engine(bundle, precision, name)
                     parity, rows = graphs.compare(engine), labelled.compare(engine, precision)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import cache
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,12 +18,13 @@ from .errors import ArtifactError, BackendError, InputError
 from .manifest import DecoderShape
 from .onnx_header import read_metadata
 from .onnx_runtime import onnxruntime
+from .openvino_graph import OpenVINOGraph
 from .patches import PatchPreprocessing
 from .preprocessing import Preprocessing
 from .resident import ResidentGraph
 
-EngineName = Literal["auto", "cpu", "cuda", "tensorrt"]
-ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "cuda", "tensorrt")
+EngineName = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
+ENGINES: tuple[EngineName, ...] = ("auto", "cpu", "openvino", "cuda", "tensorrt")
 
 Floats32 = NDArray[np.float32]
 KeyValues = tuple[Floats32, ...]
@@ -180,31 +182,35 @@ class OnnxEngine(GraphEngine):
             decoder: Graph file.
             shape: Sizes of the decoder.
             preprocessing: How pixels are made; needed where images have sizes of their own.
-            engine: ``cpu``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it works, else
-                the CPU.
+            engine: ``cpu``, ``openvino``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it
+                works, else the CPU. ``openvino`` runs the vision encoder; ONNX Runtime does the rest on the CPU.
             threads: Threads an operator may use; None lets ONNX Runtime choose.
             prepared: Vision encoder and decoder as `prepare_graph` left them, which the CPU reads in their place.
 
         Raises:
             InputError: If the engine is unknown or `threads` is not positive.
             BackendError: If the named engine does not come up, or a graph cannot be loaded.
+            DependencyError: If the engine is ``openvino`` and is not installed.
             ArtifactError: If a graph has other inputs than the bundle format says.
         """
         if engine not in ENGINES:
             raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
-        chosen, loaded = ("cpu", None) if engine == "cpu" else _choose(engine, decoder, threads)
+        chosen, loaded = ("cpu", None) if engine in ("cpu", "openvino") else _choose(engine, decoder, threads)
         ready = bool(prepared) and chosen == "cpu"
         if ready:
             vision_encoder, decoder = prepared
         # Preparing weights takes one core a graph; what an accelerator's libraries make of that was not tried.
         with ThreadPoolExecutor(max_workers=3 if chosen == "cpu" else 1) as pool:
             slowest = pool.submit(lambda: loaded or _session(decoder, chosen, threads, ready=ready))
-            vision = pool.submit(_session, vision_encoder, chosen, threads, ready=ready)
+            if engine == "openvino":
+                vision = pool.submit(OpenVINOGraph, vision_encoder, threads, in_bytes=_is_signed(vision_encoder))
+            else:
+                vision = pool.submit(_session, vision_encoder, chosen, threads, ready=ready)
             embed = pool.submit(embedding_session, embed_tokens)
         super().__init__(
-            name=f"onnxruntime-{chosen}",
+            name="openvino-cpu" if engine == "openvino" else f"onnxruntime-{chosen}",
             vision=vision.result(),
             embed=embed.result(),
             decoder=slowest.result(),
@@ -221,9 +227,14 @@ class OnnxEngine(GraphEngine):
 
 
 def available_engines() -> tuple[str, ...]:
-    """Returns the engines this ONNX Runtime was built with; one of them may still not come up."""
-    built = onnxruntime.get_available_providers()
-    return tuple(name for name, provider in _PROVIDERS.items() if provider in built)
+    """Returns the engines that are installed; one of them may still not come up."""
+    return (*_built_in(), *(["openvino"] if find_spec("openvino") is not None else []))
+
+
+def _built_in() -> tuple[str, ...]:
+    """Returns the engines that this ONNX Runtime was built with."""
+    providers = onnxruntime.get_available_providers()
+    return tuple(name for name, provider in _PROVIDERS.items() if provider in providers)
 
 
 def _choose(engine: EngineName, probe: Path, threads: int | None) -> tuple[str, Any]:
@@ -232,13 +243,13 @@ def _choose(engine: EngineName, probe: Path, threads: int | None) -> tuple[str, 
     It is the named one, or for ``auto`` the best.
     """
     wanted = "cuda" if engine == "auto" else engine
-    session = _on(wanted, probe, threads) if wanted in available_engines() else None
+    session = _on(wanted, probe, threads) if wanted in _built_in() else None
     if session is not None:
         return wanted, session
     if engine == "auto":
         return "cpu", None
     raise BackendError(
-        f"engine {engine!r} did not come up: {_installed()} offers {', '.join(available_engines())}; "
+        f"engine {engine!r} did not come up: {_installed()} offers {', '.join(_built_in())}; "
         f"to get it: {_REMEDIES[wanted]}; or use --engine cpu"
     )
 
@@ -313,7 +324,7 @@ def _session(path: Path, engine: str, threads: int | None, *, ready: bool = Fals
         options.add_session_config_entry(*_NOT_FUSED)
         # A plan of the memory for each combination of sizes: decoding has another one at every token.
         options.enable_mem_pattern = False
-    if SIGNED_WEIGHTS.items() <= read_metadata(path).items() and not _EXACT_WITH & processor_flags():
+    if _is_signed(path) and not _EXACT_WITH & processor_flags():
         options.add_session_config_entry(*_UNSIGNED_WEIGHTS)
     providers: list[Any] = [_PROVIDERS["cpu"]]
     if engine != "cpu":
@@ -325,6 +336,10 @@ def _session(path: Path, engine: str, threads: int | None, *, ready: bool = Fals
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
+
+
+def _is_signed(path: Path) -> bool:
+    return SIGNED_WEIGHTS.items() <= read_metadata(path).items()
 
 
 @cache

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .bundle import Bundle
+from .bundle_recipe import graph_precisions
 from .engine import Engine, EngineName, OnnxEngine, embedding_session
+from .errors import BackendError
 from .prepared import DECODER_NAME, VISION_NAME, find_prepared
 from .tensorrt.cache import find_engines, has_engines
+
+
+_PLAIN = {"fp32", "fp16", "qdq"}
+"""Precisions whose graphs are plain ONNX, without operators of ONNX Runtime's own."""
+
+
+def taken(precisions: Iterable[str], engine: EngineName) -> tuple[str, ...]:
+    """Returns those of the precisions that an engine can run at all: OpenVINO has to read the vision encoder."""
+    return tuple(name for name in precisions if engine != "openvino" or graph_precisions(name)[0] in _PLAIN)
 
 
 def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: int | None = None) -> Engine:
@@ -18,16 +31,24 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
     Args:
         bundle: The bundle.
         precision: One of its precisions.
-        engine: ``cpu``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works, else CPU.
+        engine: ``cpu``, ``openvino``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works,
+            else CPU.
         threads: Threads an operator may use; None lets ONNX Runtime choose.
 
     Raises:
         InputError: If the engine is unknown or `threads` is not positive.
         BackendError: If the named engine does not come up, or no engines were built for this device.
-        DependencyError: If there are engines, but TensorRT or cuda-python is not installed.
+        DependencyError: If OpenVINO is named, or there are engines of TensorRT, and what runs them is not installed.
         ArtifactError: If a graph, or what was built from it, is damaged.
     """
     graphs = bundle.manifest.precisions[precision]
+    if not taken([precision], engine):
+        others = ", ".join(taken(bundle.manifest.precisions, engine)) or "none such"
+        raise BackendError(
+            f"engine {engine!r} does not take precision {precision}: of vision encoders it reads "
+            f"{', '.join(sorted(_PLAIN))}; this bundle has {others}; 'emocaliber export bundle --precision qdq-int8' "
+            "makes the one that is fastest with it"
+        )
     prepared = find_prepared(bundle, precision) if engine in ("auto", "cpu") else None
     if engine == "tensorrt" and has_engines(bundle):
         return _native(bundle, precision)

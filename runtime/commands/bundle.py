@@ -11,6 +11,7 @@ from typing import Any
 from emocaliber.runtime.bundle import ALL_PRECISIONS, Bundle, named_bundle
 from emocaliber.runtime.calibration import Calibrator
 from emocaliber.runtime.cli import EXIT_ERROR, EXIT_OK, Command, load_command
+from emocaliber.runtime.engine import ENGINES
 from emocaliber.runtime.errors import ArtifactError
 from emocaliber.runtime.grammar import MODES
 from emocaliber.runtime.hub import push
@@ -86,7 +87,7 @@ def _configure_fit(action: argparse.ArgumentParser) -> None:
         "--mode", choices=(*MODES, "both"), default="direct", help="mode to calibrate (default: direct)"
     )
     action.add_argument("--precision", metavar="P", help="precision to calibrate (default: the bundle's own)")
-    action.add_argument("--engine", default="auto", help="what computes: auto, cpu, cuda or tensorrt (default: auto)")
+    action.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default: auto)")
     place = action.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="BUNDLE2", help="folder to make of it")
     place.add_argument("--replace", action="store_true", help="change the bundle itself, in one step")

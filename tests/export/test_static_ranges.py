@@ -224,3 +224,15 @@ def test_an_image_that_cannot_be_read_is_named(written: Path, samples: list[Samp
     wrong = Sample(image=str(broken), taxonomy="emotion6-7", answer="joy")
     with Bundle.open(written) as bundle, pytest.raises(InputError, match=r"broken\.png"):
         find_ranges(bundle, written, [*samples, wrong])
+
+
+def test_openvino_reads_the_same_bytes(static: Path, samples: list[Sample]) -> None:
+    """In bfloat16 where it is neither bytes nor the decoder: no further off than the bytes themselves."""
+    pytest.importorskip("openvino")
+    images = [decode_image(Path(sample.image)) for sample in samples]
+    scores = {}
+    for engine in ("cpu", "openvino"):
+        with EmotionModel.load(static, precision="qdq", engine=engine) as model:
+            scores[engine] = model.score(images).label_scores
+    np.testing.assert_allclose(scores["openvino"], scores["cpu"], atol=0.1)
+    assert not np.array_equal(scores["openvino"], scores["cpu"])

@@ -1,0 +1,73 @@
+"""OpenVINO below the vision encoder: the same features as ONNX Runtime, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emocaliber.runtime import EmotionModel
+from emocaliber.runtime.cli import main
+from emocaliber.runtime.engine import available_engines
+from emocaliber.runtime.errors import BackendError, DependencyError
+from emocaliber.runtime.openvino_graph import OpenVINOGraph
+
+IMAGES = [np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8) for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> Iterator[EmotionModel]:
+    pytest.importorskip("openvino")
+    with EmotionModel.load(tiny_bundle, precision="fp32", engine="openvino", threads=1) as loaded:
+        yield loaded
+
+
+def test_float_graphs_are_multiplied_in_float32(model: EmotionModel, tiny_bundle: Path) -> None:
+    assert model.engine == "openvino-cpu"
+    with EmotionModel.load(tiny_bundle, precision="fp32", engine="cpu", threads=1) as reference:
+        for batch in (IMAGES[:1], IMAGES[:3]):
+            found, expected = (each.score(batch).label_scores for each in (model, reference))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_threads_take_turns(model: EmotionModel) -> None:
+    alone = [model.predict(image).distribution for image in IMAGES]
+    with ThreadPoolExecutor(8) as pool:
+        assert [found.distribution for found in pool.map(model.predict, IMAGES)] == alone
+
+
+def test_an_encoder_it_cannot_read_is_refused_by_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    message = (
+        "engine 'openvino' does not take precision int8: of vision encoders it reads fp16, fp32, qdq; this bundle "
+        "has fp32; 'emocaliber export bundle --precision qdq-int8' makes the one that is fastest with it"
+    )
+    with pytest.raises(BackendError) as refused:
+        EmotionModel.load(tiny_bundle, precision="int8", engine="openvino")
+    assert str(refused.value) == message
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"OpenVINO cannot take broken\.onnx: .+"):
+        OpenVINOGraph(tmp_path / "broken.onnx", 1, in_bytes=False)
+
+
+def test_without_the_package_it_says_how_to_get_it(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DependencyError, match=r"needs the package openvino .*pip install 'emocaliber\[openvino\]'"):
+        EmotionModel.load(tiny_bundle, precision="fp32", engine="openvino")
+    photo = Path(__file__).parents[2] / "docs" / "photo.jpg"
+    words = ["predict", str(photo), "--bundle", str(tiny_bundle), "--precision", "fp32", "--engine", "openvino"]
+    assert main(words) == 1
+    assert "pip install 'emocaliber[openvino]'" in capsys.readouterr().err
+
+
+def test_it_is_named_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    assert "openvino" in available_engines()
+    monkeypatch.setattr("emocaliber.runtime.engine.find_spec", lambda name: None)
+    assert "openvino" not in available_engines()
