@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.context import Context, empty_context, read
-from emocaliber.runtime.engine import Engine
+from emocaliber.runtime.engine import Engine, EngineName
 from emocaliber.runtime.engines import load_engine
 from emocaliber.runtime.model import EmotionModel
 
@@ -45,11 +45,10 @@ class Work:
     """Tokens behind which a token is decoded."""
 
 
-def ours(bundle: Path, precision: str, work: Work, threads: int) -> dict[str, Stage]:
+def ours(bundle: Path, precision: str, work: Work, threads: int, engine: EngineName = "cpu") -> dict[str, Stage]:
     """Returns the stages of this package in one precision."""
     opened = Bundle.open(bundle, verify=False)
-    engine = load_engine(opened, precision, "cpu", threads=threads)
-    return engine_stages(opened, precision, engine, work)
+    return engine_stages(opened, precision, load_engine(opened, precision, engine, threads=threads), work)
 
 
 def engine_stages(opened: Bundle, precision: str, engine: Engine, work: Work) -> dict[str, Stage]:

@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from cold import ColdStart, cold_starts, first_forward, first_prediction
 from competitors import Stage, Work, ours, torch_model
+from numpy.typing import NDArray
+from PIL import Image
 from rivals import RIVALS, genai, llama_cpp, openvino
 from roofline import Roofline, floors_ms, measured_roofline
 from tqdm import tqdm
@@ -42,6 +44,7 @@ from emocaliber.runtime.onnx_runtime import onnxruntime
 from emocaliber.runtime.prepared import prepare
 from emocaliber.runtime.prompts import PromptTemplate
 from emocaliber.runtime.records import from_mapping
+from emocaliber.runtime.samples import Sample
 from emocaliber.runtime.taxonomy import TAXONOMIES
 from emocaliber.runtime.tokenization import PromptTokenizer
 from emocaliber.runtime.tree import build_tree
@@ -61,9 +64,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PRECISIONS = ("fp32", "int8", "int4", "int8-int4")
-SHIPPED = (*PRECISIONS, "fp16")
+OPENVINO_PRECISION = "qdq-int8"
+ON_OPENVINO = f"{OPENVINO_PRECISION}, openvino"
+"""This package's engine ``openvino``, in the precision that is for it."""
+SHIPPED = (*PRECISIONS, OPENVINO_PRECISION, "fp16")
 """In the bundle: half precision is for GPUs, see `gpu.py`."""
-COMPETITORS = ("torch fp32", "torch compiled", "torch bf16", *PRECISIONS, *RIVALS)
+COMPETITORS = ("torch fp32", "torch compiled", "torch bf16", *PRECISIONS, ON_OPENVINO, *RIVALS)
 MOST_TOKENS = 3
 """Of a label that is scored."""
 PAST = 150
@@ -99,6 +105,8 @@ def main(words: Sequence[str] | None = None) -> int:
     roofline = measured_roofline(arguments.threads)
     precisions = [name for name in names if name in PRECISIONS]
     codes = cold_codes(bundle, weights, precisions, arguments.threads)
+    if ON_OPENVINO in names:
+        codes[ON_OPENVINO] = first_prediction(bundle, OPENVINO_PRECISION, "openvino", arguments.threads)
     starts = max(1, arguments.repeats // 5)
     cold = cold_starts(codes, starts)
     with prepared_graphs(bundle, precisions):
@@ -117,6 +125,8 @@ def stages_of(name: str, bundle: Path, weights: Path, work: Work, threads: int) 
     if kind == "torch":
         model = opened(weights, torch.bfloat16 if variant == "bf16" else torch.float32)
         return torch_model(model, work, compiled=variant == "compiled")
+    if name == ON_OPENVINO:
+        return ours(bundle, OPENVINO_PRECISION, work, threads, "openvino")
     if kind == "OpenVINO":
         return openvino(bundle, work, threads, int8=variant == "int8")
     if kind == "genai":
@@ -146,7 +156,7 @@ def not_run(flags: Sequence[str]) -> dict[str, str]:
         why["torch bf16"] = "this processor has no bf16 arithmetic; torch imitates it, hundreds of times slower"
     if shutil.which("c++") is None:
         why["torch compiled"] = "torch.compile needs a C++ compiler"
-    for name, modules in RIVALS.items():
+    for name, modules in {ON_OPENVINO: ("openvino",), **RIVALS}.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
             why[name] = f"not installed: {', '.join(missing)}"
@@ -168,7 +178,12 @@ def made_bundle(work: Path, shape: str) -> tuple[Path, Path]:
         spec = BundleSpec(
             name=shape, version="0", license="Apache-2.0", taxonomies=("emoset-8",), precisions=SHIPPED,
         )  # fmt: skip
-        write_bundle(bundle, model, processor, spec, verify=False, overwrite=True)
+        photo = work / shape / "image.png"
+        Image.fromarray(made_image()).save(photo)
+        samples = [Sample(image=str(photo), taxonomy="emoset-8")]  # the ranges of qdq are found on it
+        write_bundle(
+            bundle, model, processor, spec, calibration_samples=samples, verify=False, overwrite=True
+        )  # fmt: skip
     return bundle, weights
 
 
@@ -189,7 +204,7 @@ def made_work(bundle: Path) -> Work:
     """Returns a made-up image, the prompt for eight labels, and label sets of 8, 25 and 100."""
     with Bundle.open(bundle, verify=False) as found:
         manifest, tokenizer = found.manifest, PromptTokenizer(found.path("tokenizer.json"))
-    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    image = made_image()
     prompt, labels = manifest.prompts.direct, made_labels(tokenizer)
     text = prompt.prefix(labels[:8]) + manifest.image_block.text() + prompt.after_image
     label_sets = {count: labels[:count] for count in (8, 25, 100)}
@@ -204,6 +219,11 @@ def made_work(bundle: Path) -> Work:
         tree_tokens={count: len(build_tree(paths).inner) for count, paths in answers.items()},
         past=PAST,
     )
+
+
+def made_image() -> NDArray[np.uint8]:
+    """Returns (480, 640, 3) noise."""
+    return np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
 def made_labels(tokenizer: PromptTokenizer) -> tuple[str, ...]:
@@ -258,6 +278,7 @@ def prepared_graphs(bundle: Path, precisions: Sequence[str]) -> Iterator[None]:
     """Keeps the graphs prepared for this machine beside the bundle, as long as the block lasts."""
     with Bundle.open(bundle) as opened_bundle:
         folders = [prepare(opened_bundle, name).folder for name in precisions]
+    os.sync()  # not while a start is timed
     try:
         yield
     finally:
@@ -284,7 +305,8 @@ def report(
         f"{versions()}. Prompt of {len(work.prompt)} tokens, {work.prompt.count(work.image_token)} of them visual; "
         f"labels of 1 to {MOST_TOKENS} tokens, whose trees add to a pass {read} labels, behind their cached prefix. "
         "From image to distribution torch is given pixels that are ready; this package resizes the image, too. "
-        f"Medians of {rounds} rounds, all competitors in turn in one process, each after a rest of {REST_S} s, {TOKENS_A_TURN} tokens decoded a turn; load at the end "
+        f"Medians of {rounds} rounds, all competitors in turn in one process, each after a rest of {REST_S} s, "
+        f"{TOKENS_A_TURN} tokens decoded a turn; load at the end "
         f"{os.getloadavg()[0]:.1f}. Made by `python benchmarks/runtime.py --work DIR --shape {arguments.shape} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}{chosen}`.",
         "",

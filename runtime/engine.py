@@ -48,8 +48,8 @@ _EXACT_WITH = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _NOT_FUSED = ("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
 """In ONNX Runtime 1.32 an addition and a layer normalisation take a quarter of the time of the two as one operator."""
 _STOP_WAITING = ("session.force_spinning_stop", "1")
-"""Threads that wait for work keep a core busy for tens of milliseconds, which the next graph, or another program, lacks:
-with it, they stop at the end of a run."""
+"""Threads that wait for work keep a core busy for tens of milliseconds, which the next graph or another program lacks;
+with this they stop at the end of a run."""
 _QUIET = 4
 """ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
 
@@ -210,7 +210,7 @@ class OnnxEngine(GraphEngine):
                 vision = pool.submit(_session, vision_encoder, chosen, threads, ready=ready)
             embed = pool.submit(embedding_session, embed_tokens)
         super().__init__(
-            name="openvino-cpu" if engine == "openvino" else f"onnxruntime-{chosen}",
+            name="openvino" if engine == "openvino" else f"onnxruntime-{chosen}",
             vision=vision.result(),
             embed=embed.result(),
             decoder=slowest.result(),

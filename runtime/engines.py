@@ -11,7 +11,6 @@ from .errors import BackendError
 from .prepared import DECODER_NAME, VISION_NAME, find_prepared
 from .tensorrt.cache import find_engines, has_engines
 
-
 _PLAIN = {"fp32", "fp16", "qdq"}
 """Precisions whose graphs are plain ONNX, without operators of ONNX Runtime's own."""
 

@@ -68,8 +68,9 @@ class EmotionModel:
             bundle: A bundle's folder or ``.tar``, or ``hf://owner/name[@revision]`` (extra ``hub``); None is the one
                 that ships in the package.
             precision: A precision of the bundle; None is the bundle's default.
-            engine: ``cpu``, ``openvino``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it works,
-                else CPU. ``openvino`` (extra ``openvino``) runs the vision encoder of precisions such as ``qdq-int8``.
+            engine: ``cpu``, ``openvino``, ``cuda`` or ``tensorrt``, which must come up; ``auto`` is CUDA where it
+                works, else CPU. ``openvino`` (extra of that name) runs the vision encoder, where precision is ``fp32``,
+                ``fp16`` or, to be fast, one such as ``qdq-int8``.
                 ``tensorrt`` takes the engines that stand beside the bundle; without any, ONNX Runtime's provider.
             threads: Threads an operator may use; None lets the engine choose.
 

@@ -117,7 +117,9 @@ def test_onnx_writes_six_graphs(model_folder: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "graphs"
     assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 0
     assert len(list(out.glob("*.onnx"))) == 6
-    assert "14 weights in fewer bits, kept in float: 1 Add; fused: 2 attentions, 2 activations" in capsys.readouterr().out
+    assert (
+        "14 weights in fewer bits, kept in float: 1 Add; fused: 2 attentions, 2 activations" in capsys.readouterr().out
+    )
     assert main(["export", "onnx", str(model_folder), "--out", str(out)]) == 1
     assert main(["export", "onnx", str(model_folder), "--out", str(out), "--overwrite"]) == 0
 

@@ -200,6 +200,8 @@ def test_what_no_calibrator_covers_is_said(
         "these scores are from onnxruntime-cuda"
     )
     assert elsewhere.out_of_scope in elsewhere.describe()
+    monkeypatch.setattr(model, "engine", "openvino")
+    assert "these scores are from openvino" in str(model.predict(images[0]).out_of_scope)
 
 
 def test_precision_without_a_calibrator(tiny_bundle: Path, images: list[np.ndarray]) -> None:

@@ -27,7 +27,7 @@ def model(tiny_bundle: Path) -> Iterator[EmotionModel]:
 
 
 def test_float_graphs_are_multiplied_in_float32(model: EmotionModel, tiny_bundle: Path) -> None:
-    assert model.engine == "openvino-cpu"
+    assert model.engine == "openvino"
     with EmotionModel.load(tiny_bundle, precision="fp32", engine="cpu", threads=1) as reference:
         for batch in (IMAGES[:1], IMAGES[:3]):
             found, expected = (each.score(batch).label_scores for each in (model, reference))
