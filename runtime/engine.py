@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import cache
@@ -172,7 +172,7 @@ class OnnxEngine(GraphEngine):
         preprocessing: Preprocessing | PatchPreprocessing | None = None,
         engine: EngineName = "auto",
         threads: int | None = None,
-        prepared: Sequence[Path] = (),
+        prepared: Callable[[], tuple[Path, Path] | None] = lambda: None,
     ) -> None:
         """Loads the graphs.
 
@@ -185,7 +185,8 @@ class OnnxEngine(GraphEngine):
             engine: ``cpu``, ``openvino``, ``cuda`` or ``tensorrt`` must come up as named; ``auto`` takes CUDA where it
                 works, else the CPU. ``openvino`` runs the vision encoder; ONNX Runtime does the rest on the CPU.
             threads: Threads an operator may use; None lets ONNX Runtime choose.
-            prepared: Vision encoder and decoder as `prepare_graph` left them, which the CPU reads in their place.
+            prepared: Asked where the CPU is to run them: vision encoder and decoder as `prepare_graph` left them, which
+                it reads in their place, or None.
 
         Raises:
             InputError: If the engine is unknown or `threads` is not positive.
@@ -198,9 +199,10 @@ class OnnxEngine(GraphEngine):
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
         chosen, loaded = ("cpu", None) if engine in ("cpu", "openvino") else _choose(engine, decoder, threads)
-        ready = bool(prepared) and chosen == "cpu"
-        if ready:
-            vision_encoder, decoder = prepared
+        found = prepared() if chosen == "cpu" else None
+        ready = found is not None
+        if found is not None:
+            vision_encoder, decoder = found
         # Preparing weights takes one core a graph; what an accelerator's libraries make of that was not tried.
         with ThreadPoolExecutor(max_workers=3 if chosen == "cpu" else 1) as pool:
             slowest = pool.submit(lambda: loaded or _session(decoder, chosen, threads, ready=ready))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from .bundle import Bundle
 from .bundle_recipe import graph_precisions
@@ -48,9 +49,13 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
             f"{', '.join(sorted(_PLAIN))}; this bundle has {others}; 'emocaliber export bundle --precision qdq-int8' "
             "makes the one that is fastest with it"
         )
-    prepared = find_prepared(bundle, precision) if engine in ("auto", "cpu") else None
     if engine == "tensorrt" and has_engines(bundle):
         return _native(bundle, precision)
+
+    def prepared() -> tuple[Path, Path] | None:
+        folder = None if engine == "openvino" else find_prepared(bundle, precision)
+        return None if folder is None else (folder / VISION_NAME, folder / DECODER_NAME)
+
     return OnnxEngine(
         vision_encoder=bundle.path(graphs.vision_encoder),
         embed_tokens=bundle.path(graphs.embed_tokens),
@@ -59,7 +64,7 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
         preprocessing=bundle.manifest.preprocessing,
         engine=engine,
         threads=threads,
-        prepared=() if prepared is None else (prepared / VISION_NAME, prepared / DECODER_NAME),
+        prepared=prepared,
     )
 
 

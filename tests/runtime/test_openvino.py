@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from emocaliber.runtime import EmotionModel
+from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
 from emocaliber.runtime.engine import available_engines
-from emocaliber.runtime.errors import BackendError, DependencyError
+from emocaliber.runtime.errors import ArtifactError, BackendError, DependencyError
 from emocaliber.runtime.openvino_graph import OpenVINOGraph
+from emocaliber.runtime.prepared import prepare
 
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8) for seed in range(8)]
 
@@ -52,6 +55,17 @@ def test_an_encoder_it_cannot_read_is_refused_by_name(tiny_bundle: Path, tmp_pat
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"OpenVINO cannot take broken\.onnx: .+"):
         OpenVINOGraph(tmp_path / "broken.onnx", 1, in_bytes=False)
+
+
+def test_what_is_prepared_for_the_cpu_is_passed_over(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    folder = shutil.copytree(tiny_bundle, tmp_path / "tiny")
+    with Bundle.open(folder) as bundle:
+        made = prepare(bundle, "fp32").folder
+    (made / "decoder.onnx").write_bytes(b"damaged")
+    EmotionModel.load(folder, precision="fp32", engine="openvino").predict(IMAGES[0])
+    with pytest.raises(ArtifactError, match=r"decoder\.onnx is missing or does not match its SHA-256"):
+        EmotionModel.load(folder, precision="fp32", engine="cpu")
 
 
 def test_without_the_package_it_says_how_to_get_it(
