@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from emocaliber.export import bundle as bundle_module
 from emocaliber.export import graphs
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.cli import main
-from emocaliber.runtime.parity import parity_of
+from emocaliber.runtime.parity import CPU, parity_of
 from emocaliber.runtime.records import to_mapping
 from emocaliber.runtime.samples import Sample, write_samples
 
@@ -83,10 +84,9 @@ def test_verify_writes_the_proof_and_prints_it(
     assert main([*words, "--json", "--data", str(samples_of(tmp_path)), "--split", "even", "--limit", "4"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["precisions"]["fp32"]["greedy_mismatches"] == 0
-    assert [(row["taxonomy"], row["precision"], row["n"]) for row in printed["labelled"]] == [
-        ("sentiment-2", "fp32", 4),
-        ("sentiment-2", "int8", 4),
-    ]
+    rows = [(row["engine"], row["taxonomy"], row["precision"], row["n"]) for row in printed["labelled"]]
+    assert rows[:2] == [(CPU, "sentiment-2", precision, 4) for precision in ("fp32", "int8")]
+    assert rows[2:] == [("openvino", "sentiment-2", "fp32", 4)] * (find_spec("openvino") is not None)
     with Bundle.open(bundle) as opened:
         assert to_mapping(parity_of(opened)) == printed
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
