@@ -28,6 +28,13 @@ RIVALS = {
     "llama.cpp Q4": ("llama_cpp", "gguf"),
 }
 """Modules that each needs."""
+_GGUF_NAMES = {
+    "embed_tokens.weight": "token_embd", "norm.weight": "output_norm", "input_layernorm.weight": "attn_norm",
+    "post_attention_layernorm.weight": "ffn_norm", "self_attn.q_proj.weight": "attn_q",
+    "self_attn.k_proj.weight": "attn_k", "self_attn.v_proj.weight": "attn_v", "self_attn.o_proj.weight": "attn_output",
+    "mlp.gate_proj.weight": "ffn_gate", "mlp.up_proj.weight": "ffn_up", "mlp.down_proj.weight": "ffn_down",
+}  # fmt: skip
+"""What GGUF calls the decoder's weights."""
 
 
 class OpenVINOGraph:
@@ -141,7 +148,7 @@ def llama_cpp(bundle: Path, weights: Path, bits: str, work: Work, threads: int) 
 
         if past:
             read(past, 0)
-        read.keep = quiet  # type: ignore[attr-defined]
+        read.held = quiet  # type: ignore[attr-defined]  # the library calls it as long as this is used
         return read
 
     whole, longer = reader(()), reader(np.resize(np.array(work.prompt), work.past).tolist())
@@ -182,14 +189,6 @@ def _build_gguf(weights: Path, bits: str, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-_GGUF_NAMES = {
-    "embed_tokens.weight": "token_embd", "norm.weight": "output_norm", "input_layernorm.weight": "attn_norm",
-    "post_attention_layernorm.weight": "ffn_norm", "self_attn.q_proj.weight": "attn_q",
-    "self_attn.k_proj.weight": "attn_k", "self_attn.v_proj.weight": "attn_v", "self_attn.o_proj.weight": "attn_output",
-    "mlp.gate_proj.weight": "ffn_gate", "mlp.up_proj.weight": "ffn_up", "mlp.down_proj.weight": "ffn_down",
-}  # fmt: skip
 
 
 def _build_genai(bundle: Path, weights: Path, precision: str, folder: Path) -> None:

@@ -321,7 +321,8 @@ def report(
     lines += roofline_lines(arguments.shape, bundle, work, medians, roofline)
     lines += ["", "| a fresh process | s | peak MiB |", "|---|---:|---:|"]
     lines += [f"| {name} | {start.seconds:.2f} | {start.peak_mib:.0f} |" for name, start in cold.items()]
-    lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in skipped.items())]
+    if skipped:
+        lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in skipped.items())]
     return lines
 
 
