@@ -80,8 +80,8 @@ def test_weights_that_are_not_finite_are_refused(quantize: Any) -> None:
 
 def test_every_linear_layer_of_the_model_is_quantised(written: Path) -> None:
     vision, decoder = (onnx.load(written / f"{name}_int8.onnx") for name in ("vision_encoder", "decoder_model_merged"))
-    # Vision: 2 layers of q, k, v, out, fc1, fc2, and the connector; its attention stays two products a layer. Decoder:
-    # 2 layers of q, k, v, o, gate, up, down, and the vocabulary; its attention is one operator a layer.
+    # Vision: 2 layers of q, k, v, out, fc1, fc2, and the connector. Decoder:
+    # 2 layers of q, k, v, o, gate, up, down, and the vocabulary. Attention is one operator a layer in both.
     for model, kind, products, attention in (
         (vision, "MatMulIntegerToFloat", 2 * 6 + 1, 0),
         (decoder, "MatMulInteger", 2 * 7 + 1, 0),
