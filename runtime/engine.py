@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .denormals import CAN_FLUSH, denormals_as_zero
 from .errors import ArtifactError, BackendError, InputError
 from .manifest import DecoderShape
 from .onnx_header import read_metadata
@@ -50,6 +51,8 @@ _NOT_FUSED = ("optimization.disable_specified_optimizers", "SkipLayerNormFusion"
 _STOP_WAITING = ("session.force_spinning_stop", "1")
 """Threads that wait for work keep a core busy for tens of milliseconds, which the next graph or another program lacks;
 with this they stop at the end of a run."""
+_DENORMALS_AS_ZERO = ("session.set_denormal_as_zero", "1")
+"""For the threads of a session; see `denormals`."""
 _QUIET = 4
 """ONNX Runtime's log level for fatal errors only; what goes wrong comes back as an exception."""
 
@@ -326,6 +329,8 @@ def _session(path: Path, engine: str, threads: int | None, *, ready: bool = Fals
         options.add_session_config_entry(*_NOT_FUSED)
         # A plan of the memory for each combination of sizes: decoding has another one at every token.
         options.enable_mem_pattern = False
+        if CAN_FLUSH:
+            options.add_session_config_entry(*_DENORMALS_AS_ZERO)
     if _is_signed(path) and not _EXACT_WITH & processor_flags():
         options.add_session_config_entry(*_UNSIGNED_WEIGHTS)
     providers: list[Any] = [_PROVIDERS["cpu"]]
@@ -334,8 +339,9 @@ def _session(path: Path, engine: str, threads: int | None, *, ready: bool = Fals
     if engine == "tensorrt":
         providers.insert(0, _PROVIDERS["tensorrt"])
     try:
-        # With its own fallback it would print to standard output and try the same again.
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
+        with denormals_as_zero():  # which also puts back what the first session of a process does to this thread
+            # With its own fallback it would print to standard output and try the same again.
+            return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
         raise BackendError(f"ONNX Runtime cannot load {path.name} on {engine}: {_brief(error)}") from error
 
@@ -356,7 +362,8 @@ def processor_flags() -> frozenset[str]:
 
 def _run(session: Graph, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Floats32]:
     try:
-        results: list[Floats32] = session.run(outputs, feed)
+        with denormals_as_zero():
+            results: list[Floats32] = session.run(outputs, feed)
     except BackendError:
         raise
     except Exception as error:  # ONNX Runtime has a dozen unrelated error classes
