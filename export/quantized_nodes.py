@@ -75,8 +75,8 @@ def quantize_products(model: onnx.ModelProto, name: str, bits: WeightBits, *, ma
         model: Changed in place; its weights in it.
         name: Of the graph, for messages.
         bits: Of the weights; a Gemm that reads its weight as [N, K] is the vocabulary, and int8 in any case.
-        many_rows: Whether it reads hundreds of rows: then operators that go over them fewer times are the quicker ones.
-            For a single row, as a decoder reads it, they were slower in ONNX Runtime 1.32.
+        many_rows: Whether it reads hundreds of rows: then it is quicker to round them with fewer, larger operators. For
+            a single row, as a decoder reads it, that was slower in ONNX Runtime 1.32.
 
     Raises:
         ExportError: If a weight would stay float.
@@ -151,17 +151,10 @@ class _Products:
             data_name = f"{stem}_columns"
         zero, output = self._constant("q8_zero", np.uint8(ZERO_POINT)), node.output[0]
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
-        product = f"{output}_product" if bias else output
-        if self._many_rows:
-            one = self._constant("q8_one", np.float32(1))
-            inputs = [rows, data_name, one, scales_name, zero]
-            self._add("MatMulIntegerToFloat", inputs, f"{output}_columns", domain="com.microsoft")
-            self._add("Mul", [f"{output}_columns", row_scales], product)
-        else:
-            self._add("MatMulInteger", [rows, data_name, zero], f"{output}_sums")
-            self._add("Cast", [f"{output}_sums"], f"{output}_float", to=TensorProto.FLOAT)
-            self._add("Mul", [f"{output}_float", row_scales], f"{output}_rows")
-            self._add("Mul", [f"{output}_rows", scales_name], product)
+        one, product = self._constant("q8_one", np.float32(1)), f"{output}_product" if bias else output
+        inputs = [rows, data_name, one, scales_name, zero]
+        self._add("MatMulIntegerToFloat", inputs, f"{output}_columns", domain="com.microsoft")
+        self._add("Mul", [f"{output}_columns", row_scales], product)
         if bias:
             self._add("Add", [product, bias], output)
 
