@@ -7,8 +7,8 @@ The exported graphs are plain ONNX, for any runtime. What only ONNX Runtime read
   positions of its own; where a label tree is read, `tree_attention` goes around it;
 - rotary positions become ``RotaryEmbedding`` of opset 23, over the cosines and sines that the graph computes once;
 - the vision tower's attention becomes ``MultiHeadAttention``, which never holds what a thousand patches are to one
-  another as a whole: less time with AVX-512 and ONNX Runtime 1.32, and less memory. It took longer with AVX2 alone,
-  and a tower with a mask (Qwen's) keeps what it has;
+  another as a whole: less time with AVX-512 and ONNX Runtime 1.32, and less memory. It took longer with AVX2 alone. A
+  layer whose windows are a mask (Qwen2.5-VL) keeps what it has;
 - an RMS normalisation becomes one operator, and an activation takes the bias before it along (``FastGelu``).
 
 What ran slower is left alone: normalisations that take the addition before them along, four times as slow over as many
@@ -83,7 +83,7 @@ def fuse_vision(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fusions]:
 
     Args:
         model: A vision encoder of `export_graphs`, its weights in it. Where it has neither an attention without a mask
-            nor a tanh (a convolutional tower, Qwen's), that is nothing.
+            nor a tanh (a convolutional tower), that is nothing.
 
     Raises:
         ExportError: If an attention without a mask has a form that is not known, and would stay as it was.
@@ -219,6 +219,11 @@ class _Builder:
             return _given(split.inputs[0])
         return self.add("Reshape", [heads, self.constant([0, 0, -1])])[0]
 
+    def merged(self, states: ir.Value) -> ir.Value:
+        """Returns [B, S, heads · D] of states [B, heads, S, D] that no projection has in that form."""
+        (rows,) = self.add("Transpose", [states], perm=[0, 2, 1, 3])
+        return self.add("Reshape", [rows, self.constant([0, 0, -1])])[0]
+
     def turned(self, states: ir.Value) -> tuple[ir.Value, int]:
         """Returns queries or keys [B, S, heads · D], turned by their positions where they were; and if they were."""
         total = states.producer()
@@ -257,17 +262,26 @@ def _fuse_unmasked(graph: ir.Graph) -> int:
             continue
         scaled, product = _producer(weighted, "Mul"), _user(softmax.outputs[0], "MatMul")
         query, keys = (_given(value) for value in _producer(_given(scaled.inputs[0]), "MatMul").inputs)
-        tail = None if product is None else _merged_heads(product.outputs[0])
-        if product is None or tail is None:
+        if product is None:
+            raise ExportError(f"{softmax.name}: a softmax that weights no values; it is no attention of a known form")
+        value, builder = _given(product.inputs[1]), _Builder(graph, product)
+        single = _user(product.outputs[0], "Squeeze")  # Qwen's: one image, queries and keys turned by their positions
+        tail = _merged_heads(product.outputs[0]) if single is None else _merged_heads(single.outputs[0], (1, 0, 2))
+        if tail is None:
             raise ExportError(f"{softmax.name}: heads are not merged next; the attention would stay unfused")
-        builder = _Builder(graph, product)
+        if single is None:
+            states = [builder.flat(query), builder.flat(keys, (0, 2, 3, 1)), builder.flat(value)]
+        else:
+            states = [builder.merged(query), _untransposed(keys), value]
         (made,) = builder.add(
             "MultiHeadAttention",
-            [builder.flat(query), builder.flat(keys, (0, 2, 3, 1)), builder.flat(_given(product.inputs[1]))],
+            [*states],
             domain=CONTRIB,
             num_heads=_heads(query),
             scale=_scalar(_given(scaled.inputs[1])),
         )
+        if single is not None:
+            (made,) = builder.add("Squeeze", [made, builder.constant([0])])
         _replace(tail, made)
         count += 1
     return count
@@ -343,10 +357,10 @@ def _cached(states: ir.Value) -> tuple[ir.Value, ir.Value]:
     return past, new
 
 
-def _merged_heads(states: ir.Value) -> ir.Value | None:
+def _merged_heads(states: ir.Value, perm: tuple[int, ...] = (0, 2, 1, 3)) -> ir.Value | None:
     """Returns [B, S, heads · D] where states [B, heads, S, D] are brought into that form next, else None."""
     transpose = _user(states, "Transpose")
-    if transpose is None or _ints(transpose, "perm") != [0, 2, 1, 3]:
+    if transpose is None or tuple(_ints(transpose, "perm")) != perm:
         return None
     reshape = _user(transpose.outputs[0], "Reshape")
     return None if reshape is None else reshape.outputs[0]

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tiny_families import tiny_family
 
+from emocaliber.export.families import patch_preprocessing_of
 from emocaliber.export.fusion import FUSED_OPSET, Fusions, fuse_decoder, fuse_vision
+from emocaliber.export.graphs import _export_patch_vision, exportable
 from emocaliber.export.quantize import quantize_graphs
 from emocaliber.runtime.context import empty_context, read, read_tree
 from emocaliber.runtime.engine import OnnxEngine
@@ -61,6 +64,25 @@ def test_a_fused_vision_encoder_computes_the_same(written: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=2e-5)
     [alone] = session(fused).run(None, {name: images[1:2] for name, images in feed.items()})
     np.testing.assert_array_equal(alone[0], found[1])
+
+
+@pytest.mark.parametrize(("family", "attentions"), [("qwen2_vl", 3), ("qwen2_5_vl", 1), ("qwen3_vl", 3)])
+def test_towers_with_images_of_any_size(tmp_path: Path, family: str, attentions: int) -> None:
+    """Every layer is one operator but those whose windows are a mask: two of Qwen2.5-VL's three."""
+    model, _ = tiny_family(family)
+    preprocessing = patch_preprocessing_of(model.config.vision_config)
+    with exportable(model) as exported:
+        _export_patch_vision(exported, tmp_path / "vision_encoder.onnx", 20)
+    plain = onnx.load(tmp_path / "vision_encoder.onnx")
+    fused, counts = fuse_vision(plain)
+    assert counts.attentions == attentions
+    width = plain.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
+    for rows, columns in ((1, 1), (5, 7)):
+        count = rows * columns * preprocessing.merge_size**2
+        pixels = np.random.default_rng(rows).normal(size=(count, width)).astype(np.float32)
+        feed = {"pixel_values": pixels, **preprocessing.grid(rows, columns)}
+        for one, other in zip(*(session(model).run(None, feed) for model in (plain, fused)), strict=True):
+            np.testing.assert_allclose(other, one, atol=2e-5)
 
 
 @pytest.mark.parametrize(("batch", "new", "past"), [(1, 7, 0), (1, 1, 12), (3, 5, 4), (2, 1, 9)])
