@@ -29,7 +29,7 @@ from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normaliza
 
 from emocaliber.runtime.errors import ExportError
 
-from .tree_attention import DOMAIN, tree_functions
+from .tree_attention import DOMAIN, rows_of_node, strip_width, tree_functions
 
 FUSED_OPSET = 23
 """The first with the operators ``Attention`` and ``RotaryEmbedding``."""
@@ -63,7 +63,7 @@ def fuse_decoder(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fusions]:
     layers = [_Attention.of(node) for node in fused.graph if node.op_type == "Softmax"]
     if not layers:
         raise ExportError("the decoder graph holds no attention; is it an exported graph?")
-    for function in tree_functions():
+    for function in tree_functions(layers[0].groups()):
         fused.functions[function.identifier()] = function
     tree = layers[0].read_tree(fused.graph)
     rotary = sum(layer.fuse(fused.graph, tree) for layer in layers)
@@ -145,11 +145,18 @@ class _Attention:
     def read_tree(self, graph: ir.Graph) -> list[ir.Value]:
         """Returns what `tree_functions` want to know of the label tree, found before this attention."""
         rows = next((value for value in graph.inputs if value.name == "logit_rows"), None)
-        past, new = _cached(self.key)
-        groups = _heads(self.query) // _heads(new)
+        past, _ = _cached(self.key)
         return self._builder(graph).add(
-            "LabelTree", [self.mask, _given(rows), past], num_outputs=10, domain=DOMAIN, groups=groups
+            "LabelTree",
+            [self.mask, _given(rows), past],
+            num_outputs=10,
+            domain=DOMAIN,
+            groups=rows_of_node(self.groups()),
         )
+
+    def groups(self) -> int:
+        """Returns how many query heads a key head has."""
+        return _heads(self.query) // _heads(_cached(self.key)[1])
 
     def fuse(self, graph: ir.Graph, tree: list[ir.Value]) -> int:
         """Replaces the nodes of this attention; returns how many rotary embeddings were replaced with it.
@@ -172,6 +179,7 @@ class _Attention:
             q_num_heads=_heads(self.query),
             kv_num_heads=_heads(key),
             scale=self.scale,
+            strip=[strip_width(_size(self.value, 3))],
         )
         for old, new in zip((tail, self.key, self.value), made, strict=True):
             _replace(old, new)

@@ -109,7 +109,7 @@ class GraphComparison:
     def _single_scores(self, engine: Engine, probe: Probe) -> Scores:
         """Returns the scores [K] of a probe's answers, without what all have in common, from a whole pass each."""
         alone = np.empty(len(probe.answers))
-        common = len(build_tree(probe.answers).common)
+        common = len(build_tree(probe.answers, probe.opening).common)
         for place, answer in enumerate(probe.answers):
             own, start = answer[common:], len(probe.tokens) + common
             embeds = self._embed(engine, probe, [*probe.tokens, *answer])
@@ -141,7 +141,7 @@ class GraphComparison:
     def _read_tree(
         self, engine: Engine, context: Context, probe: Probe, tokens: Sequence[int], answers: Sequence[Sequence[int]]
     ) -> Scores:
-        tree = build_tree(answers)
+        tree = build_tree(answers, probe.opening)
         embeds = self._embed(engine, probe, [*tokens, *tree.common, *tree.tokens.tolist()])
         placement = None if context.visible.size else self._placement(probe, len(tokens))
         scores, _ = read_tree(engine, context, embeds, tree, placement=placement)

@@ -31,6 +31,8 @@ class Probe:
     """The prompt, image tokens included."""
     answers: list[list[int]]
     """Every candidate, with both tags."""
+    opening: int
+    """Tokens of the first tag."""
     pixels: Floats | list[Floats]
     """The image as a batch of one."""
 
@@ -96,5 +98,6 @@ def probe_of(
     return Probe(
         tokens=tokenizer.encode(prompt.prefix(labels) + block + prompt.after_image),
         answers=[tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}") for label in labels],
+        opening=len(tokenizer.encode(ANSWER_OPEN)),
         pixels=manifest.preprocessing.batch([pixels]),
     )

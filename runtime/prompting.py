@@ -63,6 +63,7 @@ class Planner:
         self._lock = threading.Lock()
         self.think_close = tokenizer.token_id(THINK_CLOSE)
         self.answer_open = tokenizer.token_id(ANSWER_OPEN)
+        self._opening = len(tokenizer.encode(ANSWER_OPEN))
         texts = [f"{CONFIDENCE_OPEN}{value:.2f}{CONFIDENCE_CLOSE}" for value in CONFIDENCE_GRID]
         self.confidences = build_tree([tokenizer.encode(text) for text in texts])
         if not self.confidences.common:
@@ -122,7 +123,8 @@ class Planner:
         return ids[:start], ids[start + count :]
 
     def _answers(self, labels: Sequence[str]) -> LabelTree:
-        tree = build_tree([self._tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}") for label in labels])
+        paths = [self._tokenizer.encode(f"{ANSWER_OPEN}{label}{ANSWER_CLOSE}") for label in labels]
+        tree = build_tree(paths, self._opening)
         if not tree.common:
             raise ArtifactError(f"the tokenizer splits {ANSWER_OPEN} differently before different labels")
         return tree

@@ -18,7 +18,7 @@ class LabelTree:
     """A prefix tree (trie) of token paths; M nodes, K paths. Parents come before their children."""
 
     common: tuple[int, ...]
-    """Tokens that every path starts with: they belong to the prompt, not to the tree."""
+    """Tokens that every path starts with and that belong to the prompt, not to the tree."""
     tokens: Ints
     """(M,) token of each node."""
     parents: Ints
@@ -64,16 +64,20 @@ class LabelTree:
         return scores
 
 
-def build_tree(paths: Sequence[Sequence[int]]) -> LabelTree:
+def build_tree(paths: Sequence[Sequence[int]], opening: int | None = None) -> LabelTree:
     """Returns the tree of these token paths.
 
     Args:
         paths: Tokens of every candidate, closing tag included, so that none is the beginning of another.
+        opening: Of the tokens that all paths start with, how many belong to the prompt at most; None is all of them. In
+            graphs that round rows to bytes prompt and tree are rounded otherwise: where the tree starts must not depend
+            on what the labels that happen to be asked have in common.
 
     Raises:
         InputError: If two candidates have the same tokens, or one is the beginning of another.
     """
-    shared = _common_length(paths)
+    common = _common_length(paths)
+    shared = common if opening is None else min(common, opening)
     children: dict[tuple[int, int], int] = {}
     tokens: list[int] = []
     parents: list[int] = []

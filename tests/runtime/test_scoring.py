@@ -17,6 +17,7 @@ from emocaliber.runtime.engine import KeyValues, OnnxEngine
 from emocaliber.runtime.errors import InputError
 from emocaliber.runtime.grammar import CONFIDENCE_GRID, Mode
 from emocaliber.runtime.manifest import DecoderShape
+from emocaliber.runtime.prompting import Planner
 from emocaliber.runtime.scoring import Scored, Scorer
 from emocaliber.runtime.tokenization import PromptTokenizer
 from emocaliber.runtime.tree import LabelTree, build_tree
@@ -318,6 +319,16 @@ def test_the_constant_prefix_is_read_once(
     assert lengths[1] == lengths[2]
     scorer.score(pixels[:1], LABELS[:3], "direct", GREEDY, verbalize=False)
     assert len(lengths) == 5, "another label set has another prefix"
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("mood a", "mood b"), ("mood",)])
+def test_the_tree_starts_in_the_same_place_for_all_labels(
+    real: tuple[Bundle, PromptTokenizer, OnnxEngine], labels: tuple[str, ...]
+) -> None:
+    """Also for those that begin alike: where rows are rounded to bytes, a score would otherwise be another one."""
+    bundle, tokenizer, engine = real
+    plan = Planner(bundle.manifest, tokenizer, engine).plan(labels, "direct")
+    assert plan.answers.common == tuple(tokenizer.encode("<answer>"))
 
 
 def test_labels_that_cannot_be_used(real: tuple[Bundle, PromptTokenizer, OnnxEngine], pixels: np.ndarray) -> None:

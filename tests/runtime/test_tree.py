@@ -40,6 +40,16 @@ def test_hand_drawn_tree() -> None:
     assert tree.mask().astype(int).tolist() == expected
 
 
+def test_what_labels_share_behind_the_opening_stays_in_the_tree() -> None:
+    tree = build_tree([(1, 2, 5, 9), (1, 2, 6, 9)], opening=1)
+    assert tree.common == (1,)
+    assert tree.tokens.tolist() == [2, 5, 9, 6, 9]
+    assert tree.paths == ((0, 1, 2), (0, 3, 4))
+    alone = build_tree([(1, 2, 5, 9)], opening=1)
+    assert (alone.common, alone.paths) == ((1,), ((0, 1, 2),))
+    assert build_tree([(1, 2, 9), (1, 3, 9)], opening=2).common == (1,)
+
+
 @pytest.mark.parametrize("count", [2, 5, 40])
 def test_scores_equal_one_sum_per_label(count: int) -> None:
     rng = np.random.default_rng(count)
