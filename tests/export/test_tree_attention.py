@@ -1,4 +1,4 @@
-"""What a label's token attends to is summed in one order, whatever else hangs in the tree, with any number of threads."""
+"""What a label's token attends to is summed in one order, whatever hangs in the tree, with any number of threads."""
 
 from __future__ import annotations
 
