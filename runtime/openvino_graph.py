@@ -51,8 +51,12 @@ class OpenVINOGraph:
             hints["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            self._model = core.compile_model(core.read_model(path), "CPU", hints)
-            self._request = self._model.create_infer_request()
+            model = core.read_model(path)
+            # Compiled, a port that is cast at once goes by the name of what comes of it too.
+            self._inputs, self._outputs = (
+                [Port(port.any_name) for port in ports] for ports in (model.inputs, model.outputs)
+            )
+            self._request = core.compile_model(model, "CPU", hints).create_infer_request()
         except Exception as error:  # a RuntimeError of many lines
             raise BackendError(
                 f"OpenVINO cannot take {path.name}: {str(error).strip().splitlines()[-1][:200]}"
@@ -61,11 +65,11 @@ class OpenVINOGraph:
 
     def get_inputs(self) -> list[Port]:
         """Returns the inputs."""
-        return [Port(port.any_name) for port in self._model.inputs]
+        return self._inputs
 
     def get_outputs(self) -> list[Port]:
         """Returns the outputs."""
-        return [Port(port.any_name) for port in self._model.outputs]
+        return self._outputs
 
     def run(self, outputs: Sequence[str], feed: dict[str, NDArray[Any]]) -> list[Any]:
         """Returns the named outputs for all inputs."""

@@ -1,8 +1,8 @@
 """From pixels to label scores: direct, or after a reasoning, with the confidence the model states.
 
-``s_y = sum_t log p(token_t(y) | image, prompt, [reasoning], "<answer>")``, closing tag included. All labels are
-scored in one decoder pass. A reasoning is scored as it was written, whether or not it follows the grammar: it is cut at its end
-token, or where it grows too long, and closed with ``</think>``.
+``s_y = sum_t log p(token_t(y) | image, prompt, [reasoning], "<answer>")``, closing tag included. All labels are scored
+in one pass of the decoder. A reasoning is scored as it was written, whether or not it follows the grammar: it is cut at
+its end token, or where it grows too long, and closed with ``</think>``.
 """
 
 from __future__ import annotations

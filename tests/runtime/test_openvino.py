@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from emocaliber.runtime import EmotionModel
@@ -85,3 +86,26 @@ def test_it_is_named_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "openvino" in available_engines()
     monkeypatch.setattr("emocaliber.runtime.engine.find_spec", lambda name: None)
     assert "openvino" not in available_engines()
+
+
+def test_a_port_that_is_cast_at_once_keeps_its_name(tmp_path: Path) -> None:
+    """In half precision a tower of Qwen's casts its pixels first; compiled, the port has two names."""
+    pytest.importorskip("openvino")
+    pixels, features = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3, 4])
+        for name in ("pixel_values", "features")
+    )
+    half = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float16), "half")
+    nodes = [
+        onnx.helper.make_node("Cast", ["pixel_values"], ["graph_input_cast_0"], to=onnx.TensorProto.FLOAT16),
+        onnx.helper.make_node("MatMul", ["graph_input_cast_0", "half"], ["graph_output_cast_0"]),
+        onnx.helper.make_node("Cast", ["graph_output_cast_0"], ["features"], to=onnx.TensorProto.FLOAT),
+    ]
+    graph = onnx.helper.make_graph(nodes, "half", [pixels], [features], [half])
+    path = tmp_path / "half.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    loaded = OpenVINOGraph(path, 1, in_bytes=False)
+    names = [[port.name for port in ports] for ports in (loaded.get_inputs(), loaded.get_outputs())]
+    assert names == [["pixel_values"], ["features"]]
+    feed = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(loaded.run(["features"], {"pixel_values": feed})[0], feed)
