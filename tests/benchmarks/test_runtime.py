@@ -55,8 +55,11 @@ def test_the_whole_benchmark_at_tiny_size(benchmarks: ModuleType, tmp_path: Path
     bundle, weights = runtime.made_bundle(tmp_path, "tiny")
     work, missing = runtime.made_work(bundle), runtime.not_run([])
     expected = runtime.stages_of("torch fp32", bundle, weights, work, 1)
-    for name in {"fp32", "OpenVINO"} - set(missing):
+    # OpenVINO multiplies in bfloat16 by itself where the processor has it.
+    for name, most in {"fp32": 1e-4, "OpenVINO": 0.1}.items():
+        if name in missing:
+            continue
         stages = runtime.stages_of(name, bundle, weights, work, 1)
         for stage in ("prefill", "decode"):
             logits, _ = stages[stage]()
-            np.testing.assert_allclose(logits.ravel(), expected[stage]().ravel(), atol=1e-4, err_msg=f"{name} {stage}")
+            np.testing.assert_allclose(logits.ravel(), expected[stage]().ravel(), atol=most, err_msg=f"{name} {stage}")
