@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from engines import qwen3_vl_2b
+from shapes import build_of
 
 from emocaliber.evaluate.transformers_loading import QWEN_FAMILIES
 from emocaliber.runtime.grammar import CONFIDENCE_GRID
@@ -23,12 +24,8 @@ from emocaliber.runtime.taxonomy import TAXONOMIES
 from emocaliber.train.model_recipe import BuildRecipe
 from emocaliber.train.models import build_processor
 
-BUILD = {
-    "family": "qwen2_5_vl", "image_size": 512, "patch_size": 16, "scale_factor": 2, "vocab_size": 700,
-    "vision": {"hidden_size": 1024, "intermediate_size": 4096, "layers": 24, "heads": 16},
-    "text": {"hidden_size": 2048, "intermediate_size": 6144, "layers": 28, "heads": 16, "kv_heads": 8},
-}  # fmt: skip
-"""Of which the processor is made: it is the same for all Qwen-VL families but for its name."""
+BUILD = {**build_of("tiny"), "patch_size": 16, "image_size": 512, "vocab_size": 700}
+"""Of which the processor is made: it is the same for all Qwen-VL families and sizes, but for its name."""
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ lanes, by where in the row they stand, and where a label's tokens stand depends 
 
 So the rows of a tree have an attention of their own. What belongs to the prompt and what belongs to the tree are summed
 apart, each in a matrix product, which ONNX Runtime computes term by term from the first to the last on a CPU (seen in
-1.32, with AVX2 and with AVX-512); the terms of other labels are exact zeros. Of wide products it adds up parts, whose
-length depends on rows and threads; where there are sixteen columns at most the parts have 1,024 terms, so values are
-multiplied in such strips. A product with a single row has an order of its own, so there is never one. The sum that a
-softmax divides by is such a product too, with a matrix of ones. The prompt's rows, which see nothing of the tree, keep
-the operator ``Attention``, and so does a pass without a tree.
+1.32, with AVX2 and with AVX-512); the terms of other labels are exact zeros. The sum that a softmax divides by is such
+a product too, with a matrix of ones. Of wide products it adds up parts, whose length depends on rows and threads; where
+there are sixteen columns at most the parts have 1,024 terms, so values are multiplied in such strips. A product with a
+single row has an order of its own, so there is never one (both seen with AVX-512). The prompt's rows, which see nothing
+of the tree, keep the operator ``Attention``, and so does a pass without a tree.
 
 Both are functions of the model, which ONNX Runtime inlines when it loads.
 """

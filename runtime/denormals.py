@@ -1,9 +1,9 @@
 """Floats too small for a full mantissa, taken as zeros while a graph runs.
 
 A softmax over a masked row leaves such a float (4e-39) behind each hidden column in ONNX Runtime 1.32, and Intel's
-processors take a hundred cycles for whatever meets one. A session's option has the threads of its pool take them as
-zeros, but the thread that calls does a share of the work, and its mode is the application's: it is changed for the run
-and then put back.
+processors are slow with whatever meets one. A session's option has the threads of its pool take them as zeros, but the
+thread that calls does a share of the work, and its mode is the application's: it is changed for the run and then put
+back.
 """
 
 from __future__ import annotations

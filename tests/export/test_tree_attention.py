@@ -62,9 +62,8 @@ def test_a_node_is_what_it_is_alone(groups: int, width: int, past: int) -> None:
     """Among 1, 3, 40 and 200 nodes, of which each sees the prompt and itself; with one thread and with four."""
     rng = np.random.default_rng(width)
     most, heads = 200, KEY_HEADS * groups
-    new = {
-        name: rng.normal(size=(1 + most, size, width)) for name, size in (("query", heads), ("key", 3), ("value", 3))
-    }
+    sizes = {"query": heads, "key": KEY_HEADS, "value": KEY_HEADS}
+    new = {name: rng.normal(size=(1 + most, size, width)) for name, size in sizes.items()}
     old = {name: rng.normal(size=(KEY_HEADS, past, width)) for name in ("past_key", "past_value")}
     found = {}
     for threads in (1, 4):
