@@ -70,6 +70,8 @@ class Bundle:
         """The ``hf://`` address it was fetched from, commit included; None for one of this machine."""
         self.manifest = manifest
         self.calibrators = calibrators
+        self._unread: dict[str, frozenset[str]] = {}
+        """Weights beside each graph that were not compared with their hashes yet."""
         self._cleanup: weakref.finalize[..., Bundle] | None = None
 
     @classmethod
@@ -82,7 +84,8 @@ class Bundle:
             path: Where it is; ``hf://owner/name[@revision]`` fetches it (see `hub.fetch`; needs the extra ``hub``).
             verify: Whether to compare the SHA-256 of every file, which reads them once; sizes are always compared.
             precision: Compare, and look into, only the files that a model of this precision reads (None: the bundle's
-                default one), so that what is never read costs no time.
+                default one), so that what is never read costs no time; weights beside graphs are left to
+                `check_weights`.
 
         Raises:
             InputError: If the path is of a kind that is not supported, or the bundle has no such precision.
@@ -150,15 +153,30 @@ class Bundle:
         if not faults:
             headers = graph_headers(folder, graphs)
             faults = list(graph_faults(manifest, asked, headers))
-            beside = {name for header in headers.values() for name in header.external}
-            if verify:
-                faults = faults or _content_faults(folder, manifest, beside - read)
         if faults:
             raise ArtifactError(f"bundle {folder}: " + "; ".join(faults))
         calibrators = read_calibrators(folder / CALIBRATION_NAME)
         for calibrator in calibrators:
             _check_calibrator(calibrator, manifest)
-        return cls(folder, manifest, calibrators, source=source)
+        bundle = cls(folder, manifest, calibrators, source=source)
+        if verify:
+            beside = {name: frozenset(header.external) - read for name, header in headers.items()}
+            bundle._unread = {name: weights for name, weights in beside.items() if weights}
+        return bundle
+
+    def check_weights(self, graphs: Iterable[str]) -> None:
+        """Compares the weights beside these graphs with their SHA-256, unless that was done before.
+
+        To be called before they are read: a bundle that was opened for one precision has left it to its reader.
+
+        Raises:
+            ArtifactError: If any do not match; every fault is named.
+        """
+        weights = {weight for graph in graphs for weight in self._unread.get(graph, ())}
+        faults = _content_faults(self.folder, self.manifest, weights)
+        if faults:
+            raise ArtifactError(f"bundle {self.folder}: " + "; ".join(faults))
+        self._unread = {graph: left for graph, names in self._unread.items() if (left := names - weights)}
 
     def path(self, name: str) -> Path:
         """Returns where a listed file stands.

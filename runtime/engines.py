@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .bundle import Bundle
 from .bundle_recipe import graph_precisions
-from .engine import Engine, EngineName, OnnxEngine, embedding_session
+from .engine import Engine, EngineName, OnnxEngine, available_engines, embedding_session
 from .errors import BackendError
 from .prepared import DECODER_NAME, VISION_NAME, find_prepared
 from .tensorrt.cache import find_engines, has_engines
@@ -50,10 +50,15 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
             "makes the one that is fastest with it"
         )
     if engine == "tensorrt" and has_engines(bundle):
+        bundle.check_weights([graphs.embed_tokens])
         return _native(bundle, precision)
+    # Of a CPU it is known beforehand that what was prepared for it is read in place of the bundle's own.
+    known = engine == "cpu" or (engine == "auto" and "cuda" not in available_engines())
+    ready = find_prepared(bundle, precision) if known else None
+    bundle.check_weights(graphs.names() if ready is None else [graphs.embed_tokens])
 
     def prepared() -> tuple[Path, Path] | None:
-        folder = None if engine == "openvino" else find_prepared(bundle, precision)
+        folder = find_prepared(bundle, precision) if engine == "auto" and not known else ready
         return None if folder is None else (folder / VISION_NAME, folder / DECODER_NAME)
 
     return OnnxEngine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from emocaliber.runtime import bundle as bundle_module
 from emocaliber.runtime.bundle import Bundle
 from emocaliber.runtime.errors import ArtifactError, InputError
 from emocaliber.runtime.model import EmotionModel
+from emocaliber.runtime.prepared import prepare
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -128,6 +131,42 @@ def test_what_a_precision_reads_is_compared(copy: Path, name: str) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=f"{name} does not match its SHA-256"):
         Bundle.open(copy, precision="int8")
+
+
+def with_weights_beside(folder: Path, graph: str) -> Path:
+    """Moves the weights of a graph to a file beside it and returns that file."""
+    weights = folder / f"{graph}_data"
+    model = onnx.load(folder / graph)
+    onnx.save(model, folder / graph, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    entries = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
+        for path in (folder / graph, weights)
+    }
+    edit_manifest(folder, lambda m: m["files"].update(entries))
+    return weights
+
+
+def test_weights_beside_a_graph_are_compared_before_an_engine_reads_them(copy: Path) -> None:
+    graph = "decoder_model_merged_int8.onnx"
+    weights = with_weights_beside(copy, graph)
+    with Bundle.open(copy, precision="int8") as bundle:
+        prepare(bundle, "int8")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    message = rf"bundle .*: {graph}_data does not match its SHA-256"
+    with pytest.raises(ArtifactError, match=message):
+        Bundle.open(copy)
+    bundle = Bundle.open(copy, precision="int8")
+    bundle.check_weights(["vision_encoder_int8.onnx"])
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=message):
+            bundle.check_weights([graph])
+    # What was prepared of them is read in their place.
+    EmotionModel.load(copy, engine="cpu", threads=1).close()
+    shutil.rmtree(copy.with_name(f"{copy.name}.onnxruntime"))
+    with pytest.raises(ArtifactError, match=message):
+        EmotionModel.load(copy, engine="cpu", threads=1)
 
 
 def test_missing_and_truncated_files_are_named_together(copy: Path) -> None:
