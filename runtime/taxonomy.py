@@ -18,6 +18,10 @@ CUSTOM = "custom"
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 64
 
+_JOINERS = "\u200c\u200d"
+"""Part of a word in Persian and of Indic scripts, and of joined emoji."""
+_JOINED = ("Lo", "Mn", "Mc", "So", "Sk")
+"""Categories of the characters they stand between there; no letter of a script with capitals is among them."""
 _FORBIDDEN = re.compile(r"[<>{}\[\],|\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
@@ -66,14 +70,25 @@ def _check_labels(labels: Sequence[str]) -> None:
         # A tokenizer may turn full-width forms into plain ones.
         plain = unicodedata.normalize("NFKC", label)
         bad = _FORBIDDEN.search(label) or _FORBIDDEN.search(plain)
-        invisible = [char for char in label if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
+        invisible = _invisible(label)
         if bad or invisible:
-            what = repr(bad.group()) if bad else f"a control character (U+{ord(invisible[0]):04X})"
+            what = repr(bad.group()) if bad else f"a control character (U+{ord(invisible):04X})"
             raise InputError(f"label {label!r} holds {what}: labels are words, never tags or control codes")
-        folded = plain.casefold()
+        folded = plain.casefold().translate(dict.fromkeys(map(ord, _JOINERS)))
         if folded in seen:
             raise InputError(f"labels {seen[folded]!r} and {label!r} are the same label; remove one")
         seen[folded] = label
+
+
+def _invisible(label: str) -> str:
+    """Returns the first character that shows nothing and belongs to no word, or nothing."""
+    kinds = [unicodedata.category(char) for char in label]
+    for place, (char, kind) in enumerate(zip(label, kinds, strict=True)):
+        around = (*kinds[max(0, place - 1) : place], *kinds[place + 1 : place + 2])
+        joins = char in _JOINERS and len(around) == 2 and set(around) <= set(_JOINED)
+        if kind in ("Cc", "Cf", "Cs", "Co", "Cn") and not joins:
+            return char
+    return ""
 
 
 _WEBEMO_25 = (
