@@ -99,6 +99,7 @@ def prepare(bundle: Bundle, precision: str, *, rebuild: bool = False) -> Prepare
     Raises:
         ConfigError: If the bundle is a ``.tar`` or in the hub's cache, beside which nothing can stand.
         BackendError: If a graph cannot be prepared, or the folder cannot be written; then nothing is left of it.
+        ArtifactError: If weights do not match their hash.
     """
     if not _has_place(bundle):
         raise ConfigError(
@@ -114,6 +115,7 @@ def prepare(bundle: Bundle, precision: str, *, rebuild: bool = False) -> Prepare
             pass
     started = time.monotonic()
     graphs = bundle.manifest.precisions[precision]
+    bundle.check_weights(graphs.names())
     try:
         with staged(folder) as partial:
             prepare_graph(bundle.path(graphs.vision_encoder), partial / VISION_NAME)

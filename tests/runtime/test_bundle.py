@@ -167,6 +167,8 @@ def test_weights_beside_a_graph_are_compared_before_an_engine_reads_them(copy: P
     shutil.rmtree(copy.with_name(f"{copy.name}.onnxruntime"))
     with pytest.raises(ArtifactError, match=message):
         EmotionModel.load(copy, engine="cpu", threads=1)
+    with pytest.raises(ArtifactError, match=message):
+        prepare(bundle, "int8")
 
 
 def test_missing_and_truncated_files_are_named_together(copy: Path) -> None:
