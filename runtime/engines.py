@@ -52,13 +52,13 @@ def load_engine(bundle: Bundle, precision: str, engine: EngineName, *, threads: 
     if engine == "tensorrt" and has_engines(bundle):
         bundle.check_weights([graphs.embed_tokens])
         return _native(bundle, precision)
-    # Of a CPU it is known beforehand that what was prepared for it is read in place of the bundle's own.
-    known = engine == "cpu" or (engine == "auto" and "cuda" not in available_engines())
-    ready = find_prepared(bundle, precision) if known else None
-    bundle.check_weights(graphs.names() if ready is None else [graphs.embed_tokens])
+    # An accelerator may read them; of a CPU alone, what was prepared for it tells whether they are read at all.
+    if engine != "cpu" and (engine != "auto" or "cuda" in available_engines()):
+        bundle.check_weights(graphs.names())
 
     def prepared() -> tuple[Path, Path] | None:
-        folder = find_prepared(bundle, precision) if engine == "auto" and not known else ready
+        folder = None if engine == "openvino" else find_prepared(bundle, precision)
+        bundle.check_weights(graphs.names() if folder is None else [graphs.embed_tokens])
         return None if folder is None else (folder / VISION_NAME, folder / DECODER_NAME)
 
     return OnnxEngine(

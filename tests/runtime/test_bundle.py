@@ -35,6 +35,15 @@ def edit_manifest(folder: Path, edit: Edit) -> None:
     path.write_text(json.dumps(mapping))
 
 
+def list_anew(*paths: Path) -> None:
+    """Lets the manifest beside these files list them as they are now."""
+    records = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
+        for path in paths
+    }
+    edit_manifest(paths[0].parent, lambda mapping: mapping["files"].update(records))
+
+
 def pack(folder: Path, archive: Path, root: str = "") -> Path:
     with tarfile.open(archive, "w") as tar:
         for path in sorted(folder.iterdir()):
@@ -138,11 +147,7 @@ def with_weights_beside(folder: Path, graph: str) -> Path:
     weights = folder / f"{graph}_data"
     model = onnx.load(folder / graph)
     onnx.save(model, folder / graph, save_as_external_data=True, location=weights.name, size_threshold=1024)
-    entries = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
-        for path in (folder / graph, weights)
-    }
-    edit_manifest(folder, lambda m: m["files"].update(entries))
+    list_anew(folder / graph, weights)
     return weights
 
 
@@ -268,14 +273,11 @@ def test_manifests_that_are_no_json_table_are_refused(copy: Path, content: bytes
     ],
 )
 def test_calibrators_that_do_not_fit_the_bundle(copy: Path, old: str, new: str, message: str) -> None:
-    import hashlib
-
     path = copy / "calibration.json"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    record = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
-    edit_manifest(copy, lambda mapping: mapping["files"].update({"calibration.json": record}))
+    list_anew(path)
     with pytest.raises(ArtifactError, match=message):
         Bundle.open(copy)
 
